@@ -1,0 +1,1 @@
+"""The mathematics of privacy loss: no state, no clock, no input or output."""

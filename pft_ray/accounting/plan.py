@@ -1,0 +1,303 @@
+"""The plan: one frozen value from which everything private is built.
+
+Sampler, clipping, noise and the accounted event all read the same plan, so what is
+charged is what is executed. A plan holds public values only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from pft_ray.accounting.events import (
+    Composed,
+    DiscreteGaussian,
+    Event,
+    PoissonGaussian,
+    Repeat,
+    check_count,
+    check_positive,
+    check_rate,
+    store,
+)
+from pft_ray.errors import PlanError
+
+PLAN_VERSION = 1
+Unit = Literal["record", "user"]
+LookKind = Literal["classification", "causal_lm"]
+RelationDomain = Literal["raw", "prepared"]
+
+
+def canonical_json(value: Any) -> bytes:
+    """Returns the one byte form of a JSON value: sorted keys, no spaces, no NaN."""
+    return json.dumps(
+        value,
+        sort_keys=True,
+        separators=(",", ":"),
+        ensure_ascii=False,
+        allow_nan=False,
+    ).encode()
+
+
+def _check_word(value: str, words: Any, name: str) -> None:
+    if value not in get_args(words):
+        known = ", ".join(get_args(words))
+        raise PlanError(f"{name} is {value!r}.", f"Give one of {known}.")
+
+
+def _check_below_one_nth(delta: float, size: int) -> None:
+    if delta * size >= 1:
+        raise PlanError(
+            f"delta {delta:g} is not below 1/n for the declared n {size}.",
+            f"Give delta below {1 / size:.3g}; 1e-5 or n**-1.1 are usual.",
+        )
+
+
+def _check_count_or_zero(value: int, name: str) -> int:
+    return 0 if value == 0 else check_count(value, name)
+
+
+def default_interval(num_steps: int) -> int:
+    """Returns the default checkpoint interval and grant size for T planned steps."""
+    return max(1, min(5, num_steps // 20))
+
+
+def default_fault_reserve(
+    num_steps: int, checkpoint_interval: int, grant_size: int
+) -> int:
+    """Returns the default fault reserve: max(T/20, checkpoint interval + grant)."""
+    return max(-(-num_steps // 20), checkpoint_interval + grant_size)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of steps with one trainable set and one clip norm.
+
+    ``trainable`` names the parameter set: ``head``, ``adapter``, ``all`` or a sum
+    of them such as ``adapter+head``.
+    """
+
+    name: str
+    num_steps: int
+    trainable: str
+    clip_norm: float
+
+    def __post_init__(self) -> None:
+        store(
+            self,
+            num_steps=check_count(self.num_steps, f"num_steps of phase {self.name!r}"),
+            clip_norm=check_positive(
+                self.clip_norm, f"clip_norm of phase {self.name!r}"
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """The looks at the validation block: when, what kind, under how much noise.
+
+    Attributes:
+        kind: ``classification`` releases the counts of right and wrong answers and
+            a histogram of scores by class (two histograms a look; a unit is in one
+            cell of each); ``causal_lm`` releases one sum of losses, each clipped to
+            ``loss_bound`` and counted from the middle of its range in
+            ``loss_levels`` steps up or down (integer sensitivity ``loss_levels``).
+        looks: Step counts after which a look happens, increasing.
+        num_spare_looks: Looks paid for beside these, for looks lost to a crash.
+        sigma: Noise scale of the discrete Gaussian in units of sensitivity.
+        size: Declared (public) number of validation units.
+        epsilon: What all looks together may cost the validation block.
+        delta: The same for delta.
+        num_bins: Score bins a class; even, so that one edge is the threshold 1/2.
+        loss_bound: Largest loss a unit may contribute, in nats.
+        loss_levels: Integer steps from the middle of the loss range to its ends.
+    """
+
+    kind: LookKind
+    looks: tuple[int, ...]
+    num_spare_looks: int
+    sigma: float
+    size: int
+    epsilon: float
+    delta: float
+    num_bins: int = 20
+    loss_bound: float = 10.0
+    loss_levels: int = 1024
+
+    def __post_init__(self) -> None:
+        _check_word(self.kind, LookKind, "evaluation kind")
+        for name in ("sigma", "epsilon", "delta", "loss_bound"):
+            value = check_positive(getattr(self, name), f"evaluation {name}")
+            store(self, **{name: value})
+        for name in ("size", "num_bins", "loss_levels"):
+            value = check_count(getattr(self, name), f"evaluation {name}")
+            store(self, **{name: value})
+        spare = _check_count_or_zero(self.num_spare_looks, "num_spare_looks")
+        store(self, num_spare_looks=spare)
+        looks = tuple(_check_count_or_zero(step, "look") for step in self.looks)
+        if not looks or list(looks) != sorted(set(looks)):
+            raise PlanError(
+                f"The looks are {looks}.", "Give at least one step, in rising order."
+            )
+        object.__setattr__(self, "looks", looks)
+        if self.num_bins % 2:
+            raise PlanError(f"num_bins is {self.num_bins}.", "Give an even number.")
+        _check_below_one_nth(self.delta, self.size)
+
+    @property
+    def num_looks_max(self) -> int:
+        """Looks that are paid for, spare ones included."""
+        return len(self.looks) + self.num_spare_looks
+
+    @property
+    def look_event(self) -> Event:
+        """The event of one look."""
+        if self.kind == "classification":
+            return Repeat(DiscreteGaussian(self.sigma, 1), 2)
+        levels = self.loss_levels
+        return DiscreteGaussian(self.sigma * levels, levels)
+
+    @property
+    def event(self) -> Event:
+        """The event of all looks that are paid for."""
+        return Repeat(self.look_event, self.num_looks_max)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides privacy, fixed before data is read.
+
+    Attributes:
+        unit: Whose presence is hidden.
+        size: Declared number n of training units; never counted from data.
+        sample_rate: Probability q that a unit is in a step.
+        noise_multiplier: Noise standard deviation over clip norm.
+        phases: Stretches of the T planned steps.
+        fault_reserve: F extra steps that pay for steps run again after a fault.
+        delta: Of the training guarantee.
+        target_epsilon: What the job asked for; None when sigma was given.
+        num_shares: V, the fixed number of noise shares; each has numerator 1 of V.
+        grant_size: Steps a grant covers at most.
+        checkpoint_interval: Steps between registered checkpoints.
+        evaluation: The looks, or None.
+        relation_domain: ``raw`` or ``prepared`` list of units.
+        job_digest: Digest of the public job settings that shape the run.
+    """
+
+    unit: Unit
+    size: int
+    sample_rate: float
+    noise_multiplier: float
+    phases: tuple[Phase, ...]
+    fault_reserve: int
+    delta: float
+    target_epsilon: float | None = None
+    num_shares: int = 1
+    grant_size: int = 1
+    checkpoint_interval: int = 1
+    evaluation: EvaluationPlan | None = None
+    relation_domain: RelationDomain = "raw"
+    job_digest: str = ""
+
+    def __post_init__(self) -> None:
+        _check_word(self.unit, Unit, "unit")
+        _check_word(self.relation_domain, RelationDomain, "relation_domain")
+        for name in ("size", "num_shares", "grant_size", "checkpoint_interval"):
+            store(self, **{name: check_count(getattr(self, name), name)})
+        for name in ("noise_multiplier", "delta"):
+            store(self, **{name: check_positive(getattr(self, name), name)})
+        store(
+            self,
+            sample_rate=check_rate(self.sample_rate),
+            fault_reserve=_check_count_or_zero(self.fault_reserve, "fault_reserve"),
+        )
+        if self.target_epsilon is not None:
+            target = check_positive(self.target_epsilon, "target_epsilon")
+            store(self, target_epsilon=target)
+        if not self.phases:
+            raise PlanError("The plan has no phase.", "Add at least one phase.")
+        object.__setattr__(self, "phases", tuple(self.phases))
+        _check_below_one_nth(self.delta, self.size)
+
+    @property
+    def num_steps(self) -> int:
+        """T, the planned steps."""
+        return sum(phase.num_steps for phase in self.phases)
+
+    @property
+    def num_steps_max(self) -> int:
+        """T_max = T + F: what is charged and what epsilon is computed at."""
+        return self.num_steps + self.fault_reserve
+
+    @property
+    def expected_batch_size(self) -> float:
+        """Expected units a step, q times n: the public normaliser of every step."""
+        return self.sample_rate * self.size
+
+    @property
+    def step_event(self) -> Event:
+        """The event of one step."""
+        return PoissonGaussian(self.sample_rate, self.noise_multiplier)
+
+    @property
+    def event(self) -> Event:
+        """The event the training block is charged: T_max steps."""
+        return Repeat(self.step_event, self.num_steps_max)
+
+    @property
+    def complete_event(self) -> Event:
+        """Training and evaluation events together (they charge separate blocks)."""
+        if self.evaluation is None:
+            return self.event
+        return Composed((self.event, self.evaluation.event))
+
+    def phase_at(self, step: int) -> tuple[int, Phase]:
+        """Returns (index, phase) of the planned step ``step``, counted from 0."""
+        start = 0
+        for index, phase in enumerate(self.phases):
+            start += phase.num_steps
+            if step < start:
+                return index, phase
+        raise PlanError(f"Step {step} lies beyond the plan's {self.num_steps} steps.")
+
+    def phase_end(self, step: int) -> int:
+        """Returns the first step after the phase that ``step`` lies in."""
+        index, _ = self.phase_at(step)
+        return sum(phase.num_steps for phase in self.phases[: index + 1])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the plan as JSON, with its version."""
+        data = asdict(self)
+        data["version"] = PLAN_VERSION
+        return json.loads(canonical_json(data))  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Plan:
+        """Reads a plan written by :meth:`to_dict`.
+
+        Raises:
+            PlanError: Another version, or a field is missing, extra or out of range.
+        """
+        fields = dict(data)
+        version = fields.pop("version", None)
+        if version != PLAN_VERSION:
+            raise PlanError(
+                f"A plan of version {version!r}; this pft_ray reads {PLAN_VERSION}.",
+                "Use the pft_ray version that wrote it.",
+            )
+        try:
+            fields["phases"] = tuple(Phase(**phase) for phase in fields["phases"])
+            if fields.get("evaluation") is not None:
+                looks = dict(fields["evaluation"])
+                looks["looks"] = tuple(looks["looks"])
+                fields["evaluation"] = EvaluationPlan(**looks)
+            return cls(**fields)
+        except (TypeError, KeyError) as error:
+            raise PlanError(f"A plan with wrong fields: {error}.") from error
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical plan, as hex. A plan holds public values only."""
+        return hashlib.sha256(canonical_json(self.to_dict())).hexdigest()

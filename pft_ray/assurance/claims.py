@@ -1,0 +1,79 @@
+"""Collects what runs claim about the ledger: checkpoints, reports, the anchor file.
+
+A ledger that lacks a position claimed here was truncated, rolled back or replaced.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from pft_ray.errors import PftError
+from pft_ray.ledger import Anchor, read_anchors
+from pft_ray.training.headers import HEADER_FILE, read_header
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ANCHOR_FILE = "anchor.json"
+CHECKPOINTS = "checkpoints"
+
+
+def collect_claims(output_dir: Path) -> list[Anchor]:
+    """Returns every claim found below a folder of runs; none when it is absent."""
+    anchors: list[Anchor] = []
+    anchor_file = output_dir / ANCHOR_FILE
+    if anchor_file.exists():
+        anchors.extend(read_anchors(anchor_file))
+    for path in sorted(output_dir.glob(f"*/{CHECKPOINTS}/*/*/{HEADER_FILE}")):
+        try:
+            header, _ = read_header(path.parent)
+        except PftError:
+            continue  # a damaged checkpoint claims nothing and is never resumed
+        where = f"checkpoint {header.run_id}/{path.parent.name}"
+        anchors.append(Anchor(header.ledger_id, header.sequence, header.root, where))
+    for path in sorted(output_dir.glob("*/operator.json")):
+        anchors.extend(_operator_anchor(path))
+    for path in sorted(output_dir.glob("*/report.json")):
+        anchors.extend(_report_anchor(path))
+    return anchors
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _operator_anchor(path: Path) -> list[Anchor]:
+    try:
+        ledger = _load(path)["ledger"]
+        return [
+            Anchor(
+                str(ledger["ledger_id"]),
+                int(ledger["sequence"]),
+                str(ledger["root"]),
+                f"operator.json of {path.parent.name}",
+            )
+        ]
+    except (KeyError, TypeError, ValueError):
+        return []
+
+
+def _report_anchor(path: Path) -> list[Anchor]:
+    """A report names its reservation's number, never the number of rows."""
+    try:
+        ledger = _load(path)["ledger"]
+        return [
+            Anchor(
+                None,
+                int(ledger["sequence"]),
+                str(ledger["root"]),
+                f"report.json of {path.parent.name}",
+                counts="reservations",
+            )
+        ]
+    except (KeyError, TypeError, ValueError):
+        return []

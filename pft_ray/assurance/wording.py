@@ -1,0 +1,104 @@
+"""The sentences of a report, and numbers written so that they never understate."""
+
+from __future__ import annotations
+
+import math
+from decimal import ROUND_CEILING, Decimal
+
+INTERVAL_NOTE = (
+    "Intervals cover 95 % of the noise added for privacy; not the choice of units, nor "
+    "the spread over runs. The trivial guess is the best constant answer."
+)
+_LARGEST_SHOWN_FACTOR = 1e6
+
+
+def round_up(value: float, digits: int = 3) -> str:
+    """Returns a positive number at ``digits`` significant digits, rounded up.
+
+    A privacy loss that is shown rounded is never shown smaller than it is.
+    """
+    if not math.isfinite(value):
+        return "unbounded"
+    if value <= 0:
+        return "0"
+    exact = Decimal(repr(value))
+    step = Decimal(1).scaleb(exact.adjusted() - digits + 1)
+    rounded = exact.quantize(step, rounding=ROUND_CEILING)
+    if -3 <= rounded.adjusted() < 6:
+        return f"{rounded:f}"
+    mantissa = rounded.scaleb(-rounded.adjusted()).normalize()
+    return f"{mantissa}e{rounded.adjusted()}"
+
+
+def guarantee_sentence(
+    epsilon: float, delta: float, unit: str, domain: str, *, baseline: bool
+) -> str:
+    """Returns the guarantee in one sentence.
+
+    Args:
+        epsilon: Privacy loss, finite.
+        delta: Probability that is left out.
+        unit: ``record`` or ``user``.
+        domain: ``raw`` or ``prepared``.
+        baseline: Whether results of a non-private run are shown, which no guarantee
+            covers.
+    """
+    factor = "e^ε"
+    if epsilon <= math.log(_LARGEST_SHOWN_FACTOR):
+        factor = f"{round_up(math.exp(epsilon))} (e^ε)"
+    data = "prepared data" if domain == "prepared" else "data"
+    released = "anything this run releases"
+    if baseline:
+        released = "anything the private run releases"
+    return (
+        f"Adding or removing any one {unit} of the {data} changes the probability of "
+        f"{released} by at most a factor of {factor}, plus δ: "
+        f"ε = {round_up(epsilon)}, δ = {round_up(delta)}."
+    )
+
+
+def relation_note(unit: str, domain: str) -> str:
+    """Returns what the neighbouring relation is about."""
+    if domain == "prepared":
+        return (
+            f"The guarantee is about the prepared list: removing one raw {unit} may "
+            "change two prepared ones."
+        )
+    return (
+        f"The guarantee is about the raw list: each {unit} was prepared by itself, "
+        "without regard to others."
+    )
+
+
+def scope_note(*, public: bool, baseline: bool) -> str:
+    """Returns what the guarantee's scope means."""
+    if not public:
+        return "The guarantee covers the data that the model was fine-tuned with."
+    note = (
+        "The data set is registered as public. Take the settings of this job as "
+        "searched on this very data: no epsilon here accounts for that."
+    )
+    if baseline:
+        note += (
+            " A non-private baseline ran on it too; its results are shown beside the "
+            "private ones and have no guarantee."
+        )
+    return note
+
+
+def not_covered(unit: str) -> list[str]:
+    """Returns what the guarantee says nothing about, one sentence each."""
+    lines = [
+        "The pre-training data of the public base model.",
+        "Text that is given to the model when it is served.",
+        "Those who run the cluster: they hold the raw data and are trusted with it.",
+        "What the data says of people in general: that can be learned from others.",
+        "Faults of machines are assumed not to depend on the data.",
+    ]
+    if unit == "record":
+        lines.insert(
+            2,
+            "Several records of one person together: k records have up to k times the "
+            "ε, and a larger δ.",
+        )
+    return lines

@@ -1,0 +1,81 @@
+"""``pft init``, ``pft doctor`` and ``pft schema``: before the first run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pft_ray.cli import render
+from pft_ray.errors import EXIT_OTHER, InputError
+
+
+def init(
+    data: Annotated[Path, typer.Argument(help="Data file or folder to look at.")],
+    out: Annotated[Path, typer.Option(help="Job file to write.")] = Path("job.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Look at a data file and propose a job file for it."""
+    from pft_ray.cli.extras import require_train
+
+    require_train("init")
+    import yaml
+
+    from pft_ray.data.propose import propose_job
+
+    if out.exists() and not force:
+        raise InputError(f"{out} exists.", "Name another with --out, or use --force.")
+    job = propose_job(data)
+    warning = (
+        "The values below were read off the data. Writing them down makes them "
+        "public: check sizes, labels and lengths, and round or change what must not "
+        "be known."
+    )
+    header = "".join(f"# {line}\n" for line in _wrap(warning))
+    out.write_text(header + yaml.safe_dump(job, sort_keys=False), encoding="utf-8")
+    if as_json:
+        render.print_json({"job_file": str(out), "job": job, "warning": warning})
+        return
+    render.console().print(f"Wrote {out}. {warning}", markup=False)
+    render.console().print(
+        f"Next: pft plan {out}; pft budget create {out} --runs 1; pft train {out}",
+        markup=False,
+    )
+
+
+def _wrap(text: str) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, 78)
+
+
+def doctor(
+    ledger: Annotated[str | None, typer.Option(help="Ledger URL or path.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check this machine: versions, disk, shared memory, ledger, keys."""
+    from pft_ray.cli.doctor import examine
+
+    findings = examine(ledger)
+    failed = [f for f in findings if f.level == "fail"]
+    if as_json:
+        render.print_json(
+            {"ok": not failed, "findings": [finding.to_dict() for finding in findings]}
+        )
+    else:
+        render.print_table(
+            "pft doctor",
+            ["", "what", "found", "change"],
+            [[f.level, f.name, f.found, f.fix] for f in findings],
+        )
+    if failed:
+        raise typer.Exit(EXIT_OTHER)
+
+
+def schema() -> None:
+    """Print the JSON schema of a job file, for editors."""
+    from pft_ray.config import job_schema
+
+    render.print_json(job_schema())

@@ -1,0 +1,1 @@
+"""Ray edge: the coordinator actor, workers, and the driver of a run."""

@@ -1,0 +1,189 @@
+"""The coordinator as a detached named actor, and this rank's client of it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    RayActorError,
+    RayTaskError,
+)
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pft_ray.cluster.coordinator import Coordinator, CoordinatorConfig
+from pft_ray.errors import CoordinatorUnreachableError, PftError
+
+if TYPE_CHECKING:
+    from pft_ray.training.loop import GrantReply, LookReply
+
+NAMESPACE = "pft"
+_RETRY_PAUSE_S = 0.2
+_UNREACHABLE = (ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError)
+
+
+def actor_name(run_id: str) -> str:
+    """Returns the name of a run's coordinator actor."""
+    return f"pft-coordinator-{run_id}"
+
+
+def start_coordinator(
+    config: CoordinatorConfig, cls: type[Coordinator] = Coordinator
+) -> Any:
+    """Starts the run's coordinator on this node, replacing one left behind.
+
+    Its constructor arguments hold no key. It restarts by itself after a crash, and
+    no call is retried by Ray: a repeated charge must be asked for knowingly.
+
+    Returns:
+        The actor handle, once it answers.
+    """
+    name = actor_name(config.run_id)
+    stop_coordinator(config.run_id)
+    actor = (
+        ray.remote(cls)
+        .options(
+            name=name,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(
+                ray.get_runtime_context().get_node_id(), soft=False
+            ),
+        )
+        .remote(config)
+    )
+    call(actor, "status", timeout_s=60.0)
+    return actor
+
+
+def stop_coordinator(run_id: str) -> None:
+    """Ends the run's coordinator if one is up, and waits until its name is free."""
+    name = actor_name(run_id)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            actor = ray.get_actor(name, namespace=NAMESPACE)
+        except ValueError:
+            return
+        ray.kill(actor)
+        time.sleep(_RETRY_PAUSE_S)
+
+
+def connect(run_id: str) -> Any:
+    """Returns the handle of the run's coordinator.
+
+    Raises:
+        CoordinatorUnreachableError: There is none.
+    """
+    try:
+        return ray.get_actor(actor_name(run_id), namespace=NAMESPACE)
+    except ValueError:
+        raise CoordinatorUnreachableError(
+            f"The run {run_id} has no coordinator.",
+            "Start the run again: it resumes from its last registered checkpoint.",
+        ) from None
+
+
+def call(actor: Any, method: str, *args: Any, timeout_s: float = 60.0) -> Any:
+    """Calls a coordinator method; tries again while the actor is coming back.
+
+    Safe to repeat: requests carry the incarnation's token, stored values are equal
+    or refused, and a repeated charge of a look spends a further look.
+
+    Raises:
+        CoordinatorUnreachableError: It did not answer within ``timeout_s``.
+        PftError: What the coordinator raised.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        left = max(0.1, deadline - time.monotonic())
+        try:
+            return ray.get(getattr(actor, method).remote(*args), timeout=left)
+        except RayTaskError as error:
+            cause = error.cause
+            raise cause if isinstance(cause, PftError) else error from None
+        except _UNREACHABLE as error:
+            if time.monotonic() + _RETRY_PAUSE_S >= deadline:
+                raise CoordinatorUnreachableError(
+                    f"The privacy coordinator did not answer {method} within "
+                    f"{timeout_s:g} s ({type(error).__name__}).",
+                    "Without it nothing runs; start the run again to resume it.",
+                ) from None
+            time.sleep(_RETRY_PAUSE_S)
+
+
+class CoordinatorClient:
+    """One rank's line to the coordinator; its token is this incarnation's name."""
+
+    def __init__(self, actor: Any, rank: int, token: bytes) -> None:
+        self._actor = actor
+        self.rank = rank
+        self.token = token
+        self.waited_s = 0.0
+
+    def _call(self, method: str, *args: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return call(self._actor, method, *args)
+        finally:
+            self.waited_s += time.perf_counter() - start
+
+    def open_attempt(self, tokens: list[bytes], start: int, reason: str) -> int:
+        """Opens an attempt for the roster of tokens; returns its number."""
+        return int(self._call("open_attempt", tokens, start, reason))
+
+    def request(self, attempt: int, start: int, stop: int) -> GrantReply:
+        """Asks for the keys of steps [start, stop)."""
+        reply: GrantReply = self._call(
+            "request", attempt, self.rank, self.token, start, stop
+        )
+        return reply
+
+    def charge_look(self, attempt: int, step: int) -> LookReply:
+        """Charges one look and returns its key."""
+        reply: LookReply = self._call(
+            "charge_look", attempt, self.rank, self.token, step
+        )
+        return reply
+
+    def store_release(self, ordinal: int, values: list[int]) -> None:
+        """Stores the released values of a look for good."""
+        self._call("store_release", ordinal, values)
+
+    def released_looks(self) -> set[int]:
+        """Returns the step counts whose look has a stored value."""
+        looks: set[int] = self._call("released_looks")
+        return looks
+
+    def progress(self, attempt: int, start: int, step: int) -> None:
+        """Tells, without waiting, that the attempt has made steps up to ``step``."""
+        self._actor.progress.remote(attempt, start, step)
+
+    def checkpoint_registered(self, attempt: int, step: int, name: str) -> None:
+        """Records that a checkpoint is registered."""
+        self._call("checkpoint_registered", attempt, step, name)
+
+    def position(self) -> dict[str, Any]:
+        """Returns the ledger's id, sequence and root."""
+        position: dict[str, Any] = self._call("position")
+        return position
+
+    def data_key(self) -> bytes:
+        """Returns the key of unit digests."""
+        key: bytes = self._call("data_key")
+        return key
+
+    def dataset_commitment(self, name: str) -> str:
+        """Returns the keyed commitment of a registered data set."""
+        return str(self._call("dataset_commitment", name))
+
+    def mark_non_private(self, dataset: str, block: str) -> None:
+        """Writes the marker row of a non-private run on public data."""
+        self._call("mark_non_private", dataset, block)

@@ -1,0 +1,318 @@
+"""The privacy coordinator: owns a run's ledger line and hands out grants.
+
+A plain class, tested without Ray; :mod:`pft_ray.cluster.actors` makes it an actor.
+It is a cache of the ledger: a new one replays the ledger, takes the next fencing
+epoch, and starts without any attempt, because attempt keys live in memory only.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pft_ray.crypto import derive_key, new_key
+from pft_ray.errors import (
+    AttemptClosedError,
+    BudgetExhausted,
+    GrantRefusedError,
+    RunFailedError,
+)
+from pft_ray.ledger import Ledger, write_anchor
+from pft_ray.mechanisms import assign_shares
+from pft_ray.training.loop import GrantReply, LookReply
+from pft_ray.training.step import StepKeys
+
+_FATAL_REPEATS = 2
+_UNPLANNED = ("worker-restart", "void-step")
+
+
+@dataclass(frozen=True)
+class CoordinatorConfig:
+    """Where a coordinator finds its ledger and leaves its anchor."""
+
+    ledger_url: str
+    keys_dir: str
+    run_id: str
+    anchor_path: str
+
+
+@dataclass
+class _Attempt:
+    """An open attempt; its key is in this process's memory and nowhere else."""
+
+    number: int
+    key: bytes = field(repr=False)
+    tokens: tuple[bytes, ...]
+    start: int
+    granted: dict[int, int] = field(default_factory=dict)
+    served: dict[tuple[int, bytes], tuple[int, int]] = field(default_factory=dict)
+
+
+class Coordinator:
+    """Grants steps and looks of one run, each charged before its keys exist.
+
+    Guarantee:
+        A reply that carries keys is sent only after the ledger holds the charge.
+        Keys are derived from a fresh key of the attempt, which is never stored, so
+        no key of a charged step can be made twice: not by a restarted coordinator,
+        not for another worker incarnation.
+    """
+
+    def __init__(self, config: CoordinatorConfig) -> None:
+        self._config = config
+        self._ledger = Ledger.open(
+            config.ledger_url, keys_dir=Path(config.keys_dir), create=False
+        )
+        self._epoch = self._ledger.take_epoch(config.run_id)
+        self._plan = self._ledger.run_status(config.run_id).plan
+        self._attempt: _Attempt | None = None
+        self._lock = threading.Lock()
+        self._stop = False
+        self._looks: dict[int, int] = {}
+        self._faults: dict[int, int] = {}
+        self._released: dict[int, int] = {}
+        self._step = 0
+        self._remember()
+
+    def _remember(self) -> None:
+        """Writes the ledger's position to the anchor, which lies with the runs."""
+        position = self._ledger.position()
+        write_anchor(Path(self._config.anchor_path), self._ledger.ledger_id, position)
+
+    # -- attempts and grants ----------------------------------------------------
+
+    def open_attempt(self, tokens: list[bytes], start: int, reason: str) -> int:
+        """Opens an attempt for a roster and returns its number.
+
+        Args:
+            tokens: The 16-byte incarnation token of each rank, in rank order.
+            start: Steps that the workers' parameters already have.
+            reason: start, resume, void-step or coordinator-restart.
+
+        Raises:
+            RunFailedError: The second unplanned end at the same planned step.
+            GrantRefusedError: Tokens repeat.
+        """
+        with self._lock:
+            if len(set(tokens)) != len(tokens):
+                raise GrantRefusedError("Two ranks have the same incarnation token.")
+            reason = self._name_reason(tokens, reason)
+            self._count_fault(reason)
+            number = self._ledger.open_attempt(
+                self._config.run_id, self._epoch, start, reason
+            )
+            self._attempt = _Attempt(number, new_key(), tuple(tokens), start)
+            self._step = start
+            return number
+
+    def _name_reason(self, tokens: list[bytes], reason: str) -> str:
+        """A roster of new incarnations over an open attempt is a worker restart."""
+        fresh = self._attempt is not None and not set(tokens) & set(
+            self._attempt.tokens
+        )
+        return "worker-restart" if fresh else reason
+
+    def _count_fault(self, reason: str) -> None:
+        if reason not in _UNPLANNED or self._attempt is None:
+            return
+        position = self._step
+        self._faults[position] = self._faults.get(position, 0) + 1
+        if self._faults[position] >= _FATAL_REPEATS:
+            raise RunFailedError(
+                f"Workers ended without a public cause {_FATAL_REPEATS} times at "
+                f"planned step {position}.",
+                "Look at the workers' logs; nothing further is released.",
+            )
+
+    def request(
+        self, attempt: int, rank: int, token: bytes, start: int, stop: int
+    ) -> GrantReply:
+        """Returns the keys of steps [start, stop) for one rank.
+
+        The first rank to ask causes the charge; the others share it. The request's
+        nonce is (attempt, token, start, stop): the same incarnation that asks again,
+        because a reply was lost, gets the same grant.
+
+        Raises:
+            GrantRefusedError: Another incarnation asks, or the range is out of order.
+        """
+        with self._lock:
+            current = self._attempt
+            if current is None or current.number != attempt:
+                return GrantReply("closed")
+            self._check_incarnation(current, rank, token)
+            if start not in current.granted:
+                if self._stop:
+                    return GrantReply("stop")
+                try:
+                    current.granted[start] = self._charge(current, token, start, stop)
+                except BudgetExhausted:
+                    return GrantReply("exhausted")
+            granted_stop = current.granted[start]
+            earlier = current.served.setdefault((rank, token), (start, granted_stop))
+            if earlier[0] > start:
+                raise GrantRefusedError(
+                    f"Rank {rank} asks for step {start} after step {earlier[0]}."
+                )
+            current.served[(rank, token)] = (start, granted_stop)
+            return GrantReply("granted", self._keys(current, rank, start, granted_stop))
+
+    @staticmethod
+    def _check_incarnation(current: _Attempt, rank: int, token: bytes) -> None:
+        if not 0 <= rank < len(current.tokens) or current.tokens[rank] != token:
+            raise GrantRefusedError(
+                f"Rank {rank} is not the incarnation that attempt "
+                f"{current.number} was opened for.",
+                "Open a new attempt.",
+            )
+
+    def _charge(self, current: _Attempt, token: bytes, start: int, stop: int) -> int:
+        """Makes the charge durable; returns the stop that the allowance allows."""
+        left = self._plan.num_steps_max - self._charged()
+        stop = min(stop, start + left)
+        if stop <= start:
+            raise BudgetExhausted("The run's allowance of steps is used up.")
+        nonce = derive_key(token, "nonce", current.number, start, stop)[:16].hex()
+        self._ledger.charge_steps(
+            self._config.run_id, self._epoch, current.number, start, stop, nonce
+        )
+        return stop
+
+    def _charged(self) -> int:
+        return self._ledger.run_status(self._config.run_id).num_steps_charged
+
+    def _keys(
+        self, current: _Attempt, rank: int, start: int, stop: int
+    ) -> tuple[StepKeys, ...]:
+        shares = assign_shares(self._plan.num_shares, len(current.tokens), rank)
+        run, number, key = self._config.run_id, current.number, current.key
+        return tuple(
+            StepKeys(
+                attempt=number,
+                step=step,
+                sample_key=derive_key(key, "sample", run, number, step),
+                shares=shares,
+                noise_keys=tuple(
+                    derive_key(key, "noise", run, number, step, index)
+                    for index, _ in shares
+                ),
+            )
+            for step in range(start, stop)
+        )
+
+    # -- looks ------------------------------------------------------------------
+
+    def charge_look(
+        self, attempt: int, rank: int, token: bytes, step: int
+    ) -> LookReply:
+        """Charges one look at the validation block and returns its fresh key."""
+        with self._lock:
+            current = self._attempt
+            if current is None or current.number != attempt:
+                return LookReply("closed")
+            self._check_incarnation(current, rank, token)
+            try:
+                ordinal = self._ledger.charge_look(
+                    self._config.run_id, self._epoch, f"step-{step}"
+                )
+            except BudgetExhausted:
+                return LookReply("exhausted")
+            self._looks[ordinal] = step
+            return LookReply("granted", ordinal, new_key())
+
+    def store_release(self, ordinal: int, values: list[int]) -> None:
+        """Stores a look's released values; they are never drawn again.
+
+        Raises:
+            AttemptClosedError: An earlier coordinator charged the look. Its values
+                are dropped unseen and another look has to be charged.
+        """
+        with self._lock:
+            if ordinal not in self._looks:
+                raise AttemptClosedError(
+                    f"Look {ordinal} was charged by an earlier coordinator.",
+                    "Open a new attempt and charge another look.",
+                )
+            stored = {"step": self._looks[ordinal], "counts": list(values)}
+            known = self._ledger.released(self._config.run_id).get(ordinal)
+            if known == stored:
+                return
+            self._ledger.store_release(
+                self._config.run_id, self._epoch, ordinal, stored
+            )
+
+    def released_looks(self) -> set[int]:
+        """Returns the step counts whose look has a stored value."""
+        with self._lock:
+            stored = self._ledger.released(self._config.run_id)
+            return {int(values["step"]) for values in stored.values()}
+
+    # -- checkpoints, progress, end ---------------------------------------------
+
+    def checkpoint_registered(self, attempt: int, step: int, name: str) -> None:
+        """Records that a checkpoint is registered and may be relied on."""
+        with self._lock:
+            self._ledger.record_checkpoint(
+                self._config.run_id, self._epoch, attempt, step, name
+            )
+            self._remember()
+
+    def position(self) -> dict[str, Any]:
+        """Returns the ledger's id, sequence and root, for checkpoint headers."""
+        with self._lock:
+            position = self._ledger.position()
+            return {
+                "ledger_id": self._ledger.ledger_id,
+                "sequence": position.sequence,
+                "root": position.root,
+            }
+
+    def data_key(self) -> bytes:
+        """Returns the key of unit digests; workers need it to cut their shards."""
+        return self._ledger.fingerprint_key()
+
+    def dataset_commitment(self, name: str) -> str:
+        """Returns the keyed commitment of a registered data set, as hex."""
+        return self._ledger.dataset(name).commitment
+
+    def progress(self, attempt: int, start: int, step: int) -> None:
+        """Notes that an attempt has made steps up to ``step``."""
+        if self._attempt is not None and attempt == self._attempt.number:
+            self._released[attempt] = step - start
+            self._step = step
+
+    def status(self) -> dict[str, Any]:
+        """Returns what the operator's display shows; no private value is in it."""
+        with self._lock:
+            run = self._ledger.run_status(self._config.run_id)
+            return {
+                "pid": os.getpid(),
+                "step": self._step,
+                "num_steps": self._plan.num_steps,
+                "num_steps_max": self._plan.num_steps_max,
+                "num_steps_charged": run.num_steps_charged,
+                "attempts": run.num_attempts,
+                "released": dict(self._released),
+                "epoch": self._epoch,
+            }
+
+    def request_stop(self) -> None:
+        """Lets workers finish what is granted, checkpoint and end."""
+        self._stop = True
+
+    def end_run(self, status: str, num_steps_released: int) -> None:
+        """Writes the run's end to the ledger."""
+        with self._lock:
+            self._attempt = None
+            self._ledger.end_run(
+                self._config.run_id, self._epoch, status, num_steps_released
+            )
+            self._remember()
+
+    def mark_non_private(self, dataset: str, block: str) -> None:
+        """Writes the marker row of a non-private run on public data."""
+        with self._lock:
+            self._ledger.mark_non_private(dataset, self._config.run_id, block=block)

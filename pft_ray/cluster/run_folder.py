@@ -1,0 +1,124 @@
+"""Run folders: what a run leaves on disk, and finding one to resume."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import time
+from typing import IO, TYPE_CHECKING, Any
+
+from pft_ray.assurance.claims import CHECKPOINTS
+from pft_ray.errors import PftError, ResumeError
+from pft_ray.training.headers import read_header, write_file
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def new_run_id(name: str) -> str:
+    """Returns a name that no other run has: job name, date and random letters."""
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    return f"{name.replace('/', '-')}-{stamp}-{secrets.token_hex(3)}"
+
+
+class RunFolder:
+    """One run's folder. Its lock is held by the process that drives the run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: IO[str] | None = None
+
+    @property
+    def run_id(self) -> str:
+        """The run's id, which is the folder's name."""
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of registered checkpoints."""
+        return self.path / CHECKPOINTS
+
+    def acquire(self) -> None:
+        """Creates the folder if needed and locks it for this process.
+
+        Raises:
+            ResumeError: Another process drives this run.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.checkpoints.mkdir(exist_ok=True)
+        lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise ResumeError(
+                f"The run {self.run_id} is driven by another process.",
+                "Wait for it, or start a separate run with --new.",
+            ) from None
+        self._lock = lock
+
+    def release(self) -> None:
+        """Gives up the lock."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def write_json(self, name: str, data: Any, *, private: bool = False) -> None:
+        """Writes ``name`` as indented JSON; ``private`` files are mode 0600."""
+        path = self.path / name
+        if private:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+            temporary = path.with_name(path.name + ".tmp")
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT, 0o600))
+        write_file(path, json.dumps(data, indent=2, allow_nan=False).encode() + b"\n")
+
+    def read_json(self, name: str) -> Any:
+        """Reads a JSON file of the folder.
+
+        Raises:
+            ResumeError: It is missing or damaged.
+        """
+        try:
+            return json.loads((self.path / name).read_bytes())
+        except (OSError, ValueError):
+            raise ResumeError(
+                f"The run {self.run_id} has no readable {name}.",
+                "Name a complete run folder.",
+            ) from None
+
+    def log_event(self, kind: str, **fields: Any) -> None:
+        """Appends an operator's event to events.jsonl (mode 0600)."""
+        event = {"time": round(time.time(), 3), "event": kind, **fields}
+        path = self.path / "events.jsonl"
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        with os.fdopen(descriptor, "a") as file:
+            file.write(json.dumps(event) + "\n")
+
+    def checkpoint_folders(self) -> list[Path]:
+        """Returns every checkpoint folder that has a header, in no order."""
+        return [header.parent for header in self.checkpoints.glob("*/*/header.json")]
+
+
+def latest_checkpoint(
+    folder: RunFolder, registered: list[str], plan_digest: str
+) -> Path | None:
+    """Returns the newest registered checkpoint that is there and whole.
+
+    Args:
+        folder: The run's folder.
+        registered: Names that the ledger holds, oldest first.
+        plan_digest: The checkpoint must belong to this plan.
+    """
+    found = {path.name: path for path in folder.checkpoint_folders()}
+    for name in reversed(registered):
+        if name not in found:
+            continue
+        try:
+            header, _ = read_header(found[name])
+        except PftError:
+            continue
+        if header.plan_digest == plan_digest:
+            return found[name]
+    return None

@@ -1,0 +1,166 @@
+"""Writes a run's results: the released report, and what is for the operator only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pft_ray.accounting.accountants import epsilon as epsilon_of
+from pft_ray.accounting.curves import epsilon_curve
+from pft_ray.assurance.report import BlockLine, Look, ReportFacts, build_report
+from pft_ray.assurance.report_html import render_html
+from pft_ray.assurance.utility import evaluation_utility
+from pft_ray.training.headers import write_file
+
+if TYPE_CHECKING:
+    from pft_ray.cluster.fit import FitOutcome
+    from pft_ray.cluster.run_folder import RunFolder
+    from pft_ray.config import BuiltJob
+    from pft_ray.ledger import Ledger
+
+RELEASED = ("completed", "budget_exhausted")
+
+
+def write_results(
+    built: BuiltJob,
+    ledger: Ledger,
+    folder: RunFolder,
+    outcome: FitOutcome,
+    *,
+    released: dict[int, int],
+    elapsed_s: float,
+) -> dict[str, Any] | None:
+    """Writes operator.json, and the report when a model was released.
+
+    Args:
+        built: The job and its plan.
+        ledger: The ledger, after the run's end was written.
+        folder: The run's folder.
+        outcome: How the worker group ended.
+        released: Steps made by attempt.
+        elapsed_s: From starting Ray to the end.
+
+    Returns:
+        The contents of report.json, or None when nothing was released.
+    """
+    folder.write_json(
+        "operator.json",
+        operator_document(ledger, folder, outcome, released, elapsed_s),
+        private=True,
+    )
+    if outcome.status not in RELEASED:
+        return None
+    facts = report_facts(built, ledger, folder.run_id, outcome.worker.get("baseline"))
+    report = build_report(facts)
+    folder.write_json("report.json", report)
+    write_file(folder.path / "report.html", render_html(report, facts).encode())
+    return report
+
+
+def operator_document(
+    ledger: Ledger,
+    folder: RunFolder,
+    outcome: FitOutcome,
+    released: dict[int, int],
+    elapsed_s: float,
+) -> dict[str, Any]:
+    """Returns operator.json: counts, times and causes, never served or exported."""
+    status = ledger.run_status(folder.run_id)
+    position = ledger.position()
+    worker = outcome.worker
+    return {
+        "run_id": folder.run_id,
+        "status": outcome.status,
+        "attempts": status.num_attempts,
+        "num_steps_charged": status.num_steps_charged,
+        "num_steps_released": sum(released.values()),
+        "released_by_attempt": {str(k): v for k, v in sorted(released.items())},
+        "num_steps_in_model": worker.get("step"),
+        "looks_charged": status.num_looks_charged,
+        "data": worker.get("data"),
+        "num_faulty_records": worker.get("num_faulty"),
+        "timings_s": {
+            "total": round(elapsed_s, 3),
+            **{k: round(v, 3) for k, v in worker.get("timings_s", {}).items()},
+        },
+        "waited_for_coordinator_s": worker.get("waited_for_coordinator_s"),
+        "exit_cause": outcome.cause,
+        "ledger": {
+            "ledger_id": ledger.ledger_id,
+            "sequence": position.sequence,
+            "root": position.root,
+        },
+    }
+
+
+def report_facts(
+    built: BuiltJob, ledger: Ledger, run_id: str, baseline: Any = None
+) -> ReportFacts:
+    """Returns what a report may be made of: the plan, the reservation, released values.
+
+    Args:
+        built: The job and its plan.
+        ledger: Holds the reservation and the released values.
+        run_id: The run.
+        baseline: Exact counts of the non-private baseline by step; public data only.
+    """
+    plan, job = built.plan, built.job
+    reservation = ledger.reservation_position(run_id)
+    return ReportFacts(
+        run_id=run_id,
+        job_name=job.name,
+        plan=plan,
+        epsilon_by_accountant={
+            "pld": built.epsilon,
+            "rdp": epsilon_of(plan.event, plan.delta, accountant="rdp"),
+        },
+        blocks=_block_lines(built, ledger),
+        training_block=job.training_block,
+        looks=_looks(built, ledger, run_id, baseline or {}),
+        workers=job.cluster.workers,
+        public=job.data.public,
+        reservation_sequence=reservation.sequence,
+        reservation_root=reservation.root,
+        model=job.model.path,
+        registration=job.data.registration,
+        curve=tuple(epsilon_curve(plan)),
+    )
+
+
+def _block_lines(built: BuiltJob, ledger: Ledger) -> tuple[BlockLine, ...]:
+    lines = []
+    names = {envelope.block for envelope in built.envelopes}
+    for envelope in built.envelopes:
+        status = ledger.block_status(envelope.block)
+        lines.append(
+            BlockLine(
+                name=envelope.block,
+                role=envelope.purpose,
+                epsilon=status.epsilon,
+                delta=status.delta,
+                run_epsilon=envelope.epsilon,
+                run_delta=envelope.delta,
+                epsilon_reserved=status.reserved_epsilon,
+                overlapping=tuple(n for n in status.overlapping if n in names),
+            )
+        )
+    return tuple(lines)
+
+
+def _looks(
+    built: BuiltJob, ledger: Ledger, run_id: str, baseline: dict[int, list[int]]
+) -> tuple[Look, ...]:
+    plan = built.plan
+    if plan.evaluation is None:
+        return ()
+    num_classes = len(built.job.data.labels or ()) or 2
+    stored = ledger.released(run_id).values()
+    looks = []
+    for values in sorted(stored, key=lambda item: int(item["step"])):
+        step = int(values["step"])
+        utility = evaluation_utility(
+            values["counts"], plan.evaluation, num_classes, baseline.get(step)
+        )
+        phase = plan.phase_at(step - 1)[1].name
+        metrics = [measure.to_dict() for measure in utility.values()]
+        looks.append(Look(step, phase, metrics))
+    return tuple(looks)

@@ -1,0 +1,315 @@
+"""The driver of a run: price, reserve, start workers, watch, finish, report."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pft_ray.assurance.claims import ANCHOR_FILE, collect_claims
+from pft_ray.cluster.actors import call, start_coordinator, stop_coordinator
+from pft_ray.cluster.coordinator import Coordinator, CoordinatorConfig
+from pft_ray.cluster.fit import FitOutcome, fit_workers
+from pft_ray.cluster.inputs import check_inputs
+from pft_ray.cluster.local import check_placement, ray_cluster
+from pft_ray.cluster.run_folder import RunFolder, latest_checkpoint, new_run_id
+from pft_ray.cluster.summary import write_results
+from pft_ray.config import BuiltJob, JobSpec, build_job, load_job
+from pft_ray.errors import PftError, ResumeError
+from pft_ray.ledger import FINAL_STATUSES, Ledger
+from pft_ray.ledger.home import keys_dir, ledger_location
+from pft_ray.training.loop import merge_released
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_POLL_S = 0.5
+_OVER = (*FINAL_STATUSES, "released")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left behind.
+
+    Attributes:
+        run_id: The run.
+        folder: Its folder.
+        status: completed, budget_exhausted, interrupted or failed (operator's word).
+        report: The contents of report.json, None when nothing was released.
+        resumed: Whether an earlier run was continued.
+        signal: The signal that interrupted it, 0 when none did.
+    """
+
+    run_id: str
+    folder: Path
+    status: str
+    report: dict[str, Any] | None
+    resumed: bool
+    signal: int = 0
+
+
+@dataclass
+class _Watch:
+    """What the driver has seen of a run while it was under way."""
+
+    status: dict[str, Any] = field(default_factory=dict)
+    released: dict[int, int] = field(default_factory=dict)
+
+    def see(self, status: dict[str, Any]) -> None:
+        self.status = status
+        self.released = merge_released(self.released, status["released"])
+
+
+class PrivateTrainer:
+    """Fine-tunes a model privately as a job file says.
+
+    Args:
+        job: Path of a job file, or a checked job.
+        base_dir: Folder that the job's relative paths start from; by default that
+            of the job file, else the current one.
+        overrides: ``section.key=value`` items.
+        ledger: URL or path of the ledger; default: the job's, else PFT_HOME's.
+        on_progress: Called about twice a second with the coordinator's status.
+
+    Example:
+        >>> from pft_ray import PrivateTrainer  # doctest: +SKIP
+        >>> result = PrivateTrainer("jobs/quickstart.yaml").fit()  # doctest: +SKIP
+    """
+
+    coordinator_class: type[Coordinator] = Coordinator
+
+    def __init__(
+        self,
+        job: str | Path | JobSpec,
+        *,
+        base_dir: str | Path | None = None,
+        overrides: list[str] | None = None,
+        ledger: str | None = None,
+        on_progress: Callable[[dict[str, Any]], None] | None = None,
+    ) -> None:
+        if isinstance(job, JobSpec):
+            spec, origin = job, Path(base_dir or ".")
+        else:
+            spec = load_job(job, overrides)
+            origin = Path(base_dir) if base_dir else Path(job).parent
+        self.built: BuiltJob = build_job(spec, origin.resolve())
+        self.ledger_url = ledger_location(ledger or spec.ledger.url, origin)
+        self._on_progress = on_progress
+
+    def fit(
+        self,
+        *,
+        address: str | None = None,
+        new: bool = False,
+        resume: str | None = None,
+    ) -> RunResult:
+        """Runs the job to its end and returns the result.
+
+        Args:
+            address: Ray address; None takes the job's, else starts a local Ray.
+            new: Start a new run even when an unfinished one could be resumed.
+            resume: Run id to resume.
+
+        Raises:
+            BudgetError: The plan does not fit the blocks; nothing was read.
+            LedgerBehindError: The ledger is older than a position seen elsewhere.
+            PftError: What else stops it, typed.
+        """
+        job = self.built.job
+        ledger = Ledger.open(self.ledger_url, keys_dir=keys_dir(), create=False)
+        ledger.require(collect_claims(self.built.output_dir))
+        folder, resumed = self._choose_run(ledger, new=new, resume=resume)
+        if not resumed:
+            ledger.check_reservation(self.built.plan, self.built.envelopes)
+        check_inputs(job, self.built.base_dir, ledger)
+        folder.acquire()
+        try:
+            if not resumed:
+                self._reserve(ledger, folder)
+            return self._drive(ledger, folder, address, resumed=resumed)
+        finally:
+            folder.release()
+
+    def check(self) -> dict[str, Any]:
+        """Checks job, budget and data as :meth:`fit` would, and reserves nothing.
+
+        Returns:
+            The public facts of the run that would start.
+        """
+        job, plan = self.built.job, self.built.plan
+        ledger = Ledger.open(self.ledger_url, keys_dir=keys_dir(), create=False)
+        ledger.require(collect_claims(self.built.output_dir))
+        ledger.check_reservation(plan, self.built.envelopes)
+        check_inputs(job, self.built.base_dir, ledger)
+        return {
+            "job": job.name,
+            "epsilon": self.built.epsilon,
+            "delta": plan.delta,
+            "num_steps_planned": plan.num_steps,
+            "num_steps_max": plan.num_steps_max,
+            "noise_multiplier": plan.noise_multiplier,
+            "plan_digest": plan.digest,
+        }
+
+    def _choose_run(
+        self, ledger: Ledger, *, new: bool, resume: str | None
+    ) -> tuple[RunFolder, bool]:
+        """Returns the folder of the run to continue, or of a new one."""
+        output = self.built.output_dir
+        digest = self.built.plan.digest
+        if resume is not None:
+            status = ledger.run_status(resume)
+            if status.plan_digest != digest or status.status in _OVER:
+                raise ResumeError(
+                    f"The run {resume} has ended or was made under another plan.",
+                    "Name an unfinished run of this job, or leave --resume out.",
+                )
+            return RunFolder(output / resume), True
+        if not new:
+            for status in reversed(ledger.runs()):
+                path = output / status.run_id
+                if (
+                    status.plan_digest == digest
+                    and status.status not in _OVER
+                    and (path / "plan.json").exists()
+                ):
+                    return RunFolder(path), True
+        return RunFolder(output / new_run_id(self.built.job.name)), False
+
+    def _reserve(self, ledger: Ledger, folder: RunFolder) -> None:
+        folder.write_json("plan.json", plan_document(self.built))
+        ledger.reserve(folder.run_id, self.built.plan, self.built.envelopes)
+        folder.log_event("reserved", run_id=folder.run_id)
+
+    def _drive(
+        self, ledger: Ledger, folder: RunFolder, address: str | None, *, resumed: bool
+    ) -> RunResult:
+        job, plan = self.built.job, self.built.plan
+        cluster = job.cluster
+        status = ledger.run_status(folder.run_id)
+        checkpoint = latest_checkpoint(folder, status.checkpoints, plan.digest)
+        folder.log_event("resumed" if resumed else "started")
+        watch = _Watch()
+        started = time.perf_counter()
+        with ray_cluster(
+            address or cluster.address,
+            num_cpus=cluster.workers * cluster.cpus_per_worker,
+        ):
+            check_placement(
+                cluster.workers, cluster.cpus_per_worker, cluster.placement_timeout_s
+            )
+            config = CoordinatorConfig(
+                self.ledger_url,
+                str(keys_dir()),
+                folder.run_id,
+                str(self.built.output_dir / ANCHOR_FILE),
+            )
+            actor = start_coordinator(config, self.coordinator_class)
+            try:
+                with _stop_on_signal(actor) as signals:
+                    outcome = self._watch_fit(actor, folder, checkpoint, watch)
+                self._end(actor, outcome, watch)
+            finally:
+                stop_coordinator(folder.run_id)
+        elapsed = time.perf_counter() - started
+        return self._finish(folder, outcome, watch, elapsed, signals, resumed=resumed)
+
+    def _watch_fit(
+        self, actor: Any, folder: RunFolder, checkpoint: Path | None, watch: _Watch
+    ) -> FitOutcome:
+        """Runs the workers in a thread and polls the coordinator meanwhile."""
+        box: list[FitOutcome] = []
+        thread = threading.Thread(
+            target=lambda: box.append(fit_workers(self.built, folder, checkpoint)),
+            daemon=True,
+        )
+        thread.start()
+        while thread.is_alive():
+            thread.join(_POLL_S)
+            try:
+                watch.see(call(actor, "status", timeout_s=_POLL_S))
+            except PftError:
+                continue  # it is restarting; the workers wait for it themselves
+            if self._on_progress is not None:
+                self._on_progress(watch.status)
+        if not box:
+            return FitOutcome("died", None, "the worker group ended without a result")
+        return box[0]
+
+    def _end(self, actor: Any, outcome: FitOutcome, watch: _Watch) -> None:
+        """Writes the run's end; a failed run stays open so that it can be resumed."""
+        watch.see(call(actor, "status"))
+        watch.released = merge_released(watch.released, outcome.released)
+        # A group that died leaves the run open: the same command resumes it.
+        status = "interrupted" if outcome.status == "died" else outcome.status
+        call(actor, "end_run", status, sum(watch.released.values()))
+
+    def _finish(
+        self,
+        folder: RunFolder,
+        outcome: FitOutcome,
+        watch: _Watch,
+        elapsed_s: float,
+        signals: list[int],
+        *,
+        resumed: bool,
+    ) -> RunResult:
+        ledger = Ledger.open(self.ledger_url, keys_dir=keys_dir(), create=False)
+        report = write_results(
+            self.built,
+            ledger,
+            folder,
+            outcome,
+            released=watch.released,
+            elapsed_s=elapsed_s,
+        )
+        folder.log_event("ended", status=outcome.status)
+        if outcome.error is not None:
+            raise outcome.error
+        return RunResult(
+            folder.run_id,
+            folder.path,
+            outcome.status,
+            report,
+            resumed,
+            signals[0] if signals else 0,
+        )
+
+
+def plan_document(built: BuiltJob) -> dict[str, Any]:
+    """Returns the resolved job and plan as plan.json holds them; all public."""
+    return {
+        "job": built.job.model_dump(mode="json"),
+        "base_dir": str(built.base_dir),
+        "plan": built.plan.to_dict(),
+        "plan_digest": built.plan.digest,
+        "epsilon": built.epsilon,
+        "envelopes": [envelope.to_dict() for envelope in built.envelopes],
+    }
+
+
+@contextmanager
+def _stop_on_signal(actor: Any) -> Iterator[list[int]]:
+    """Turns SIGINT and SIGTERM into a request to finish, checkpoint and end."""
+    seen: list[int] = []
+
+    def ask(number: int, _frame: Any) -> None:
+        seen.append(number)
+        if len(seen) > 1:
+            os._exit(128 + number)
+        actor.request_stop.remote()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+    earlier = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield seen
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)

@@ -1,0 +1,249 @@
+"""The function that every Ray Train worker runs: set up, train, save, tell."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray.train
+import torch
+import torch.distributed as dist
+
+from pft_ray.accounting.plan import Plan
+from pft_ray.cluster.actors import CoordinatorClient, connect
+from pft_ray.cluster.baseline import run_baseline
+from pft_ray.cluster.inputs import Inputs, load_inputs
+from pft_ray.cluster.specs import model_spec, optimizer_spec
+from pft_ray.config import JobSpec, read_job
+from pft_ray.crypto import new_token
+from pft_ray.errors import PftError
+from pft_ray.mechanisms import SampledGaussian
+from pft_ray.training.checkpoint import read_checkpoint, write_checkpoint
+from pft_ray.training.headers import CheckpointHeader
+from pft_ray.training.local import LocalWork
+from pft_ray.training.looks import look
+from pft_ray.training.loop import LoopOutcome, TrainingLoop
+from pft_ray.training.models import TrainedModel, load_model
+from pft_ray.training.step import PrivateStep
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pft_ray.training.types import NoisyShare
+
+
+class GlooCollective:
+    """All ranks of the worker group, over gloo; two calls a step."""
+
+    def gather(self, words: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Returns the words of all ranks, in rank order."""
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return [words]
+        own = torch.from_numpy(np.ascontiguousarray(words))
+        parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, own)
+        return [part.numpy() for part in parts]
+
+    def reduce(self, share: NoisyShare) -> torch.Tensor:
+        """Returns the sum of all ranks' noisy shares; a failure is never retried."""
+        return self.reduce_public(share.vector)
+
+    def reduce_public(self, vector: torch.Tensor) -> torch.Tensor:
+        """Returns the sum of all ranks' vectors, which hold nothing private."""
+        total = vector.clone()
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(total)
+        return total
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What the driver tells every worker; it holds no key and no record.
+
+    Attributes:
+        run_id: The run.
+        run_dir: Its folder.
+        job: The job as plain data.
+        base_dir: Folder that the job's relative paths start from.
+        plan: The plan as plain data.
+        resume_from: Checkpoint folder to start from, or None.
+        threads: Torch threads of a worker.
+    """
+
+    run_id: str
+    run_dir: str
+    job: dict[str, Any]
+    base_dir: str
+    plan: dict[str, Any]
+    resume_from: str | None
+    threads: int
+
+
+class Worker:
+    """One rank of a run."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        context = ray.train.get_context()
+        self.settings = settings
+        self.rank = int(context.get_world_rank())
+        self.world = int(context.get_world_size())
+        self.job: JobSpec = read_job(settings.job)
+        self.plan = Plan.from_dict(settings.plan)
+        self.client = CoordinatorClient(
+            connect(settings.run_id), self.rank, new_token()
+        )
+        self.collective = GlooCollective()
+        self.timings: dict[str, float] = {}
+        self._started = time.perf_counter()
+
+    def run(self) -> dict[str, Any]:
+        """Trains and returns this rank's outcome as plain data."""
+        torch.set_num_threads(self.settings.threads)
+        error: PftError | None = None
+        try:
+            self._set_up()
+        except PftError as problem:
+            error = problem
+        ready = self.collective.gather(np.array([error is None], dtype=np.int64))
+        if error is not None or not all(bool(words[0]) for words in ready):
+            return {"status": "failed", "error": error, "rank": self.rank}
+        self._mark("set_up")
+        start = self._restore()
+        outcome = self._loop().run(start, "resume" if start else "start")
+        self._mark("training")
+        return self._finish(outcome)
+
+    def _mark(self, name: str) -> None:
+        now = time.perf_counter()
+        self.timings[name] = self.timings.get(name, 0.0) + now - self._started
+        self._started = now
+
+    def _set_up(self) -> None:
+        base_dir = Path(self.settings.base_dir)
+        self.inputs: Inputs = load_inputs(
+            self.job, base_dir, self.client, rank=self.rank, world=self.world
+        )
+        self.model: TrainedModel = load_model(model_spec(self.job, base_dir))
+        self.work = LocalWork(
+            self.model,
+            self.inputs.train,
+            max_micro_batch=self.job.training.max_micro_batch,
+        )
+        self.initial = self.work.state()
+
+    def _restore(self) -> int:
+        """Loads the newest registered checkpoint; returns the steps it has."""
+        registered = ray.train.get_checkpoint()
+        folder = self.settings.resume_from
+        if registered is not None:
+            with registered.as_directory() as path:
+                return self._load(Path(path))
+        return self._load(Path(folder)) if folder else 0
+
+    def _load(self, folder: Path) -> int:
+        tensors, header = read_checkpoint(folder, self.plan.digest)
+        if header.step < self.plan.num_steps:
+            self.enter_phase(self.plan.phase_at(header.step)[0])
+        else:
+            self.enter_phase(len(self.plan.phases) - 1)
+        self.work.load_state(tensors)
+        return header.step
+
+    def enter_phase(self, index: int) -> None:
+        """Sets the trainable parameters and the optimiser of a phase."""
+        phase = self.job.training.phases[index]
+        self.work.start_phase(phase.trainable, optimizer_spec(self.job.training, phase))
+
+    def _loop(self) -> TrainingLoop:
+        step = PrivateStep(
+            plan=self.plan,
+            mechanism=SampledGaussian.from_plan(self.plan),
+            work=self.work,
+            unit_digests=self.inputs.train.digests,
+            collective=self.collective,
+        )
+        looks = self.plan.evaluation is not None
+        return TrainingLoop(
+            plan=self.plan,
+            private_step=step,
+            grants=self.client,
+            enter_phase=self.enter_phase,
+            checkpoint=self._checkpoint,
+            evaluate=self._evaluate if looks else None,
+        )
+
+    def _evaluate(self, key: bytes) -> list[int]:
+        assert self.plan.evaluation is not None
+        assert self.inputs.validation is not None
+        return look(self.plan.evaluation, self.work, self.inputs.validation, key)
+
+    def _checkpoint(self, step: int, attempt: int) -> None:
+        """Reports a checkpoint and waits until the controller has registered it."""
+        name = f"step-{step:06d}-attempt-{attempt}"
+        folder = Path(tempfile.mkdtemp(prefix="pft-checkpoint-"))
+        checkpoint = None
+        try:
+            if self.rank == 0:
+                position = self.client.position()
+                header = CheckpointHeader(
+                    self.settings.run_id,
+                    self.plan.digest,
+                    step,
+                    attempt,
+                    ledger_id=position["ledger_id"],
+                    sequence=position["sequence"],
+                    root=position["root"],
+                )
+                write_checkpoint(folder, self.work.state(), header)
+                checkpoint = ray.train.Checkpoint.from_directory(str(folder))
+            ray.train.report(
+                {"step": step}, checkpoint=checkpoint, checkpoint_dir_name=name
+            )
+            ray.train.get_all_reported_checkpoints()
+            if self.rank == 0:
+                self.client.checkpoint_registered(attempt, step, name)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _finish(self, outcome: LoopOutcome) -> dict[str, Any]:
+        """Saves the adapter, runs the baseline, and returns plain data."""
+        finished = outcome.status in ("completed", "budget_exhausted")
+        if finished and self.rank == 0:
+            self._save_model()
+        baseline = None
+        if outcome.status == "completed" and self.job.training.baseline:
+            baseline = run_baseline(self)
+            self._mark("baseline")
+        return {
+            "status": outcome.status,
+            "error": outcome.error,
+            "rank": self.rank,
+            "step": outcome.step,
+            "released": outcome.released,
+            "num_units": len(self.inputs.train),
+            "num_faulty": self.work.num_faulty,
+            "data": self.inputs.notes,
+            "baseline": baseline,
+            "timings_s": self.timings,
+            "waited_for_coordinator_s": self.client.waited_s,
+        }
+
+    def _save_model(self) -> None:
+        full = any(p.trainable == "all" for p in self.plan.phases)
+        final = Path(self.settings.run_dir) / ("model" if full else "adapter")
+        partial = final.with_name(final.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        self.model.save(partial)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+
+
+def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
+    """Ray Train's entry point."""
+    return Worker(WorkerSettings(**settings)).run()

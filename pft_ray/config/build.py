@@ -1,0 +1,178 @@
+"""From a checked job to its plan: the only place where a plan is made for a job."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pft_ray.accounting.accountants import epsilon as epsilon_of
+from pft_ray.accounting.calibration import (
+    calibrate_discrete_sigma,
+    calibrate_noise_multiplier,
+)
+from pft_ray.accounting.plan import (
+    EvaluationPlan,
+    Phase,
+    Plan,
+    canonical_json,
+    default_fault_reserve,
+    default_interval,
+)
+from pft_ray.config.sections import JobSpec
+from pft_ray.errors import ConfigError
+from pft_ray.ledger.budget import Envelope
+
+_PUBLIC_SECTIONS = {"data", "model", "privacy", "training", "evaluation", "version"}
+
+
+@dataclass(frozen=True)
+class BuiltJob:
+    """A job with its plan.
+
+    Attributes:
+        job: The checked job file.
+        plan: The frozen plan.
+        base_dir: Folder that relative paths of the job start from.
+        envelopes: What is reserved, training first.
+        epsilon: PLD epsilon of training at T_max.
+    """
+
+    job: JobSpec
+    plan: Plan
+    base_dir: Path
+    envelopes: tuple[Envelope, ...]
+    epsilon: float
+
+    @property
+    def output_dir(self) -> Path:
+        """Folder of run folders."""
+        return (self.base_dir / self.job.output).resolve()
+
+
+def job_digest(job: JobSpec) -> str:
+    """Returns the digest of what shapes a run: not the cluster, ledger or folders."""
+    data = job.model_dump(mode="json", include=_PUBLIC_SECTIONS)
+    return hashlib.sha256(canonical_json(data)).hexdigest()
+
+
+def _evaluation_plan(
+    job: JobSpec, epsilon: float, num_steps: int, phase_ends: list[int]
+) -> EvaluationPlan | None:
+    section = job.evaluation
+    if section is None or job.data.num_validation is None:
+        return None
+    looks = section.looks if section.looks is not None else tuple(phase_ends)
+    if list(looks) != sorted(set(looks)) or (looks and looks[-1] > num_steps):
+        raise ConfigError(
+            f"evaluation.looks is {list(looks)}.",
+            f"Give increasing step counts of at most {num_steps}.",
+        )
+    if not looks:
+        raise ConfigError(
+            "evaluation.looks is empty.", "Name a step or set evaluation: null."
+        )
+    size = job.data.num_validation
+    target = section.epsilon or epsilon
+    delta = section.delta or job.privacy.delta
+    if delta * size >= 1:
+        raise ConfigError(
+            f"evaluation delta {delta:g} is not below 1/num_validation.",
+            f"Give evaluation.delta below {1 / size:.3g}.",
+        )
+    kind: Literal["classification", "causal_lm"] = job.model.task
+
+    def with_sigma(sigma: float) -> EvaluationPlan:
+        return EvaluationPlan(
+            kind=kind,
+            looks=looks,
+            num_spare_looks=section.spare_looks,
+            sigma=sigma,
+            size=size,
+            epsilon=target,
+            delta=delta,
+            num_bins=section.num_bins,
+            loss_bound=section.loss_bound,
+        )
+
+    sigma = calibrate_discrete_sigma(
+        target_epsilon=target,
+        delta=delta,
+        make_event=lambda value: with_sigma(value).event,
+    )
+    return with_sigma(sigma)
+
+
+def build_plan(job: JobSpec) -> tuple[Plan, float]:
+    """Prices a job: returns its plan and the PLD epsilon of training at T_max.
+
+    Touches no data.
+
+    Raises:
+        ConfigError: The looks do not fit the steps.
+        PlanError: No noise reaches the target, or delta is not below 1/n.
+    """
+    training = job.training
+    size = job.data.num_train
+    sample_rate = training.sample_rate or (training.batch_size or size) / size
+    phases = tuple(
+        Phase(p.name, p.steps, p.trainable, p.clip_norm) for p in training.phases
+    )
+    num_steps = sum(phase.num_steps for phase in phases)
+    interval = training.checkpoint_interval or default_interval(num_steps)
+    grant_size = training.grant_size or default_interval(num_steps)
+    reserve = job.privacy.fault_reserve
+    if reserve is None:
+        reserve = default_fault_reserve(num_steps, interval, grant_size)
+    sigma = job.privacy.noise_multiplier
+    if sigma is None:
+        sigma = calibrate_noise_multiplier(
+            target_epsilon=job.privacy.epsilon or 0.0,
+            delta=job.privacy.delta,
+            sample_rate=sample_rate,
+            num_steps=num_steps + reserve,
+        )
+    prepared = job.data.deduplicate != "none"
+    fields: dict[str, Any] = {
+        "unit": job.privacy.unit,
+        "size": size,
+        "sample_rate": sample_rate,
+        "noise_multiplier": sigma,
+        "phases": phases,
+        "fault_reserve": reserve,
+        "delta": job.privacy.delta,
+        "target_epsilon": job.privacy.epsilon,
+        "num_shares": training.noise_shares or job.cluster.workers,
+        "grant_size": grant_size,
+        "checkpoint_interval": interval,
+        "relation_domain": "prepared" if prepared else "raw",
+        "job_digest": job_digest(job),
+    }
+    plan = Plan(**fields)
+    epsilon = epsilon_of(plan.event, plan.delta)
+    ends = [sum(p.num_steps for p in phases[: i + 1]) for i in range(len(phases))]
+    evaluation = _evaluation_plan(job, job.privacy.epsilon or epsilon, num_steps, ends)
+    return Plan(**fields, evaluation=evaluation), epsilon
+
+
+def build_job(job: JobSpec, base_dir: Path) -> BuiltJob:
+    """Returns the job with its plan and the envelopes that a run reserves."""
+    plan, epsilon = build_plan(job)
+    envelopes = [
+        Envelope.priced(
+            job.training_block,
+            "training",
+            job.privacy.epsilon or epsilon,
+            job.privacy.delta,
+            plan.event,
+        )
+    ]
+    if plan.evaluation is not None:
+        look = plan.evaluation
+        envelopes.append(
+            Envelope.priced(
+                job.validation_block, "evaluation", look.epsilon, look.delta, look.event
+            )
+        )
+    return BuiltJob(job, plan, base_dir, tuple(envelopes), epsilon)

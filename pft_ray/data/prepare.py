@@ -1,0 +1,164 @@
+"""From a file to the units of the two blocks: read, judge, name, split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pft_ray.data.load import read_rows
+from pft_ray.data.split import Role, role_of
+from pft_ray.data.units import (
+    check_ids,
+    registration_fingerprints,
+    split_bytes,
+    unit_digests,
+)
+from pft_ray.data.validate import (
+    DUPLICATE,
+    Content,
+    Dropped,
+    Record,
+    validate_table,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from pft_ray.data.spec import DataSpec
+    from pft_ray.data.table import RawTable
+
+
+@dataclass(frozen=True)
+class Records:
+    """Units of one block before they are tokenised, in the order of their digests.
+
+    Attributes:
+        contents: Text or messages of each unit.
+        digests: uint8 (n, 16), distinct.
+        numbers: Place of each in the file, from 1, for the operator.
+        targets: int64 (n,) class indices, or None.
+    """
+
+    contents: tuple[Content, ...]
+    digests: NDArray[np.uint8]
+    numbers: tuple[int, ...]
+    targets: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.contents)
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """A file, ready: both blocks, fingerprints for the ledger, operator's findings.
+
+    Attributes:
+        train: Units of the training block.
+        validation: Units of the validation block.
+        fingerprints: By namespace, for the registration in the ledger.
+        dropped: Faulty records; for operator.json only.
+        spec: The data section it follows.
+    """
+
+    train: Records
+    validation: Records
+    fingerprints: Mapping[str, NDArray[np.uint8]]
+    dropped: Dropped
+    spec: DataSpec
+
+    def sizes(self) -> dict[str, dict[str, int | None]]:
+        """Returns declared and true block sizes, for operator.json only.
+
+        A difference is a warning for the operator. It is never a refusal, a
+        normaliser or an exported number: the plan uses the declared size.
+        """
+        return {
+            "train": {"declared": self.spec.num_train, "found": len(self.train)},
+            "validation": {
+                "declared": self.spec.num_validation,
+                "found": len(self.validation),
+            },
+        }
+
+    def operator_notes(self) -> dict[str, Any]:
+        """Returns what operator.json says about the data, as JSON."""
+        return {"dropped": self.dropped.to_dict(), "sizes": self.sizes()}
+
+
+def prepare_data(spec: DataSpec, fingerprint_key: bytes) -> PreparedData:
+    """Reads the file of a job and cuts it into its two blocks.
+
+    Args:
+        spec: The job's data section.
+        fingerprint_key: 32-byte key that is kept with the ledger.
+
+    Raises:
+        DataError: The file cannot be read, or something is wrong with all of it.
+
+    Guarantee:
+        With ``deduplicate: none`` or ``beforehand``, adding or removing one record
+        of the file adds or removes at most that unit in one block and changes no
+        other unit, digest or block (1-stable). With ``exact`` the record that is
+        removed may have hidden an equal one, which then appears, perhaps in the
+        other block: two units change. The spec's relation_domain says so:
+        ``prepared`` means that the guarantee is about the prepared list.
+    """
+    table = read_rows(spec.path, spec.columns, spec.format)
+    return prepare_table(table, spec, fingerprint_key)
+
+
+def prepare_table(
+    table: RawTable, spec: DataSpec, fingerprint_key: bytes
+) -> PreparedData:
+    """Does what :func:`prepare_data` does after reading."""
+    check_ids(table, spec)
+    records, dropped = validate_table(table, spec)
+    digests = unit_digests(records, spec, fingerprint_key)
+    if spec.deduplicate == "exact":
+        kept = _first_of_equals(records, digests)
+        gone = [r.number for place, r in enumerate(records) if place not in kept]
+        dropped += Dropped.from_pairs([(number, DUPLICATE) for number in gone])
+    else:
+        kept = set(range(len(records)))
+    order = [p for p in np.lexsort(digests.T[::-1]).tolist() if p in kept]
+    roles = {p: role_of(split_bytes(records[p]), spec.split) for p in order}
+    return PreparedData(
+        train=_block(records, digests, order, roles, "train"),
+        validation=_block(records, digests, order, roles, "validation"),
+        fingerprints=registration_fingerprints(table, spec, fingerprint_key),
+        dropped=dropped,
+        spec=spec,
+    )
+
+
+def _first_of_equals(records: list[Record], digests: NDArray[np.uint8]) -> set[int]:
+    """Returns the places to keep: of equal content and class, the smallest digest."""
+    best: dict[tuple[Content, int | None], tuple[bytes, int]] = {}
+    for place, record in enumerate(records):
+        key = (record.content, record.target)
+        entry = (digests[place].tobytes(), place)
+        if key not in best or entry < best[key]:
+            best[key] = entry
+    return {place for _, place in best.values()}
+
+
+def _block(
+    records: list[Record],
+    digests: NDArray[np.uint8],
+    order: list[int],
+    roles: Mapping[int, Role],
+    role: Role,
+) -> Records:
+    places = [place for place in order if roles[place] == role]
+    targets = [records[place].target for place in places]
+    labelled = any(record.target is not None for record in records)
+    return Records(
+        contents=tuple(records[place].content for place in places),
+        digests=digests[np.asarray(places, dtype=np.int64)],
+        numbers=tuple(records[place].number for place in places),
+        targets=np.asarray(targets, dtype=np.int64) if labelled else None,
+    )

@@ -1,0 +1,180 @@
+"""Identities of units: keyed digests that no other unit can change."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pft_ray.crypto import keyed_digest
+from pft_ray.data.validate import Content, Fault, Record, content_of, key_text
+from pft_ray.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+    from pft_ray.data.spec import DataSpec
+    from pft_ray.data.table import RawTable
+
+DIGEST_BYTES = 16
+
+
+def record_namespace(spec: DataSpec) -> str:
+    """Returns the namespace of record ids: the id column's, or the content's."""
+    return f"record:{spec.id}" if spec.id is not None else "record/content"
+
+
+def user_namespace(spec: DataSpec) -> str:
+    """Returns the namespace of the user column's values."""
+    return f"user:{spec.user}"
+
+
+def content_bytes(content: Content) -> bytes:
+    """Returns the one byte form of a text or of messages."""
+    return json.dumps(content, ensure_ascii=True, separators=(",", ":")).encode()
+
+
+def split_bytes(record: Record) -> bytes:
+    """Returns the value that the split hashes for this record."""
+    if record.split_value is not None:
+        return record.split_value.encode()
+    return content_bytes(record.content)
+
+
+def unit_digests(
+    records: list[Record], spec: DataSpec, fingerprint_key: bytes
+) -> NDArray[np.uint8]:
+    """Returns one 16-byte digest for each record.
+
+    With an id column: the keyed digest of the id. Without: of everything that the
+    job reads of the record (content, class, user, split field) and of a copy number
+    among records that are equal in all of it. Places in the file never enter.
+
+    Args:
+        records: Records of one file, both blocks together.
+        spec: The job's data section.
+        fingerprint_key: 32-byte key that is kept with the ledger.
+
+    Returns:
+        uint8 array (n, 16); rows are distinct when the ids are.
+
+    Guarantee:
+        Removing a record removes one digest and changes no other pair of (digest,
+        record): equal records are interchangeable, so the highest copy number is the
+        one that goes.
+    """
+    if spec.id is not None:
+        name = record_namespace(spec).encode()
+        rows = [
+            keyed_digest(fingerprint_key, name, str(record.id).encode())
+            for record in records
+        ]
+        return _digest_array(rows)
+    rows = []
+    copies: Counter[bytes] = Counter()
+    for record in records:
+        parts = (record.content, record.target, record.user, record.split_value)
+        raw = json.dumps(parts, ensure_ascii=True, separators=(",", ":")).encode()
+        rows.append(
+            keyed_digest(fingerprint_key, b"unit/content", raw, _copy(copies[raw]))
+        )
+        copies[raw] += 1
+    return _digest_array(rows)
+
+
+def check_ids(table: RawTable, spec: DataSpec) -> None:
+    """Refuses an id column in which an id appears twice.
+
+    Two records under one id would always be sampled together, and one would mark
+    the other's presence. That ids are distinct is part of what the job declares, as
+    that a file is parquet: the guarantee is about files that keep it, every file
+    with one record less keeps it too, and only the operator sees the refusal.
+
+    Raises:
+        DataError: Names the column and two record numbers, never the id.
+    """
+    if spec.id is None:
+        return
+    first: dict[str, int] = {}
+    for number, value in enumerate(table.columns[spec.id], start=1):
+        key = key_text(value)
+        if key is None:
+            continue
+        if key in first:
+            raise DataError(
+                f"Column {spec.id!r} of {table.source} gives records {first[key]} "
+                f"and {number} the same id.",
+                "Give every record an id of its own, or leave data.id out: ids then "
+                "come from the content.",
+                {"column": spec.id, "records": [first[key], number]},
+            )
+        first[key] = number
+
+
+def registration_fingerprints(
+    table: RawTable, spec: DataSpec, fingerprint_key: bytes
+) -> dict[str, NDArray[np.uint8]]:
+    """Returns the keyed fingerprints by which the ledger finds overlaps.
+
+    They cover every record of the file that has an id (or content), dropped ones
+    too, so that the job that reads it makes no difference. Without an id column a
+    record is known by its text alone and a copy number, so a copy of the file under
+    other column names or in another format is recognised.
+
+    Args:
+        table: What was read.
+        spec: The job's data section.
+        fingerprint_key: 32-byte key that is kept with the ledger, never exported.
+
+    Returns:
+        By namespace, sorted distinct rows of shape (n, 16): the records, and the
+        users when a user column is declared.
+    """
+    found: dict[str, NDArray[np.uint8]] = {}
+    name = record_namespace(spec)
+    if spec.id is not None:
+        found[name] = _fingerprints(name, table.columns[spec.id], fingerprint_key)
+    else:
+        found[name] = _content_fingerprints(name, table, spec, fingerprint_key)
+    if spec.user is not None:
+        name = user_namespace(spec)
+        found[name] = _fingerprints(name, table.columns[spec.user], fingerprint_key)
+    return found
+
+
+def _fingerprints(name: str, values: Iterable[Any], key: bytes) -> NDArray[np.uint8]:
+    texts = {text for value in values if (text := key_text(value)) is not None}
+    return _sorted_array(
+        keyed_digest(key, name.encode(), text.encode()) for text in texts
+    )
+
+
+def _content_fingerprints(
+    name: str, table: RawTable, spec: DataSpec, key: bytes
+) -> NDArray[np.uint8]:
+    copies: Counter[bytes] = Counter()
+    rows = []
+    for value in table.columns[spec.content_column]:
+        content = content_of(value, is_chat=spec.messages is not None)
+        if isinstance(content, Fault):
+            continue
+        raw = content_bytes(content)
+        rows.append(keyed_digest(key, name.encode(), raw, _copy(copies[raw])))
+        copies[raw] += 1
+    return _sorted_array(rows)
+
+
+def _copy(number: int) -> bytes:
+    return number.to_bytes(8, "big")
+
+
+def _sorted_array(rows: Iterable[bytes]) -> NDArray[np.uint8]:
+    return _digest_array(sorted(set(rows)))
+
+
+def _digest_array(rows: list[bytes]) -> NDArray[np.uint8]:
+    return np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(-1, DIGEST_BYTES)

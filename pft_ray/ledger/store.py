@@ -1,0 +1,374 @@
+"""Durable rows in SQLite: write-ahead log, full synchronisation, one writer.
+
+``synchronous=FULL`` in WAL mode means that a commit returns after the log is on the
+disk. A transaction begins with ``BEGIN IMMEDIATE``: it holds the file's one write
+lock, so what it read is still true when it writes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from sqlalchemy import create_engine
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
+
+from pft_ray.crypto import new_token
+from pft_ray.errors import (
+    InputError,
+    LedgerError,
+    LedgerLockedError,
+    LedgerStorageError,
+    PftError,
+    VerificationError,
+)
+from pft_ray.ledger.entries import SCHEMA_VERSION, Entry
+from pft_ray.ledger.filesystem import refuse_network_filesystem
+from pft_ray.ledger.tables import Statements, metadata
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator, Sequence
+
+    from sqlalchemy.engine import Connection, CursorResult
+
+    Row = tuple[Any, ...]
+
+_SCHEME = "sqlite:///"
+_MIN_SQLITE = (3, 37)
+# What SQLite says when the first page, which holds the schema, is not what it was.
+_SCHEMA_WORDS = (
+    "not a database",
+    "malformed database schema",
+    "no such",
+    "file format",
+)
+_PAGE = re.compile(r"[Pp]age (\d+)")
+_TABLE_NAMES = "SELECT name FROM sqlite_master WHERE type = 'table'"
+_PRAGMAS = (
+    "PRAGMA synchronous=FULL",
+    "PRAGMA fullfsync=ON",
+    "PRAGMA checkpoint_fullfsync=ON",
+)
+
+
+def ledger_path(url_or_path: str | Path) -> Path:
+    """Returns the file that a ledger URL (``sqlite:///...``) or path names.
+
+    Raises:
+        InputError: The URL is of another database, or of one in memory.
+    """
+    text = str(url_or_path)
+    if text.startswith(_SCHEME):
+        text = text[len(_SCHEME) :]
+    elif "://" in text:
+        raise InputError(
+            f"A ledger at {text.split('://', 1)[0]}://... is not supported.",
+            "Give a path or sqlite:///path.",
+        )
+    if not text or ":memory:" in text or text.startswith("file:"):
+        raise InputError(
+            "The ledger URL names no file.", "A ledger is durable: give a file."
+        )
+    return Path(text).expanduser().absolute()
+
+
+def typed_error(raised: Exception, path: Path) -> PftError:
+    """Returns the project's error for one of the database driver's."""
+    error = raised.orig if isinstance(raised, DBAPIError) else raised
+    if isinstance(error, UnicodeDecodeError) or "Could not decode" in str(error):
+        return damage("a name or text in it is not UTF-8")
+    code = getattr(error, "sqlite_errorname", "") or ""
+    details = {"sqlite": code}
+    if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return LedgerLockedError(
+            f"Another process holds the write lock of {path.name}.",
+            "Wait for it, or find what keeps the ledger open.",
+            details,
+        )
+    # The statements are fixed: plain errors come from a schema that was altered.
+    if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or code == "SQLITE_ERROR":
+        return damage(str(error))
+    if code.startswith("SQLITE_CONSTRAINT"):
+        return LedgerError(f"The ledger refused a row: {error}.", "", details)
+    return LedgerStorageError(
+        f"The storage of {path.name} failed: {error}.",
+        "Check free space, permissions and the disk; no charge was acknowledged.",
+        details,
+    )
+
+
+def damage(text: str) -> VerificationError:
+    """Returns the error for a damaged file; names the page when SQLite tells it."""
+    match = _PAGE.search(text)
+    page = int(match[1]) if match else None
+    if page is None and any(words in text for words in _SCHEMA_WORDS):
+        page = 1
+    where = f"page {page}" if page is not None else "a page that SQLite does not name"
+    return VerificationError(
+        f"The ledger file is damaged at {where}: {text}.",
+        "Restore the ledger from a copy that verifies.",
+        {"page": page},
+    )
+
+
+class Store:
+    """One connection to one ledger file. Not for use by two threads at once.
+
+    Args:
+        path: An existing file.
+        timeout_s: How long to wait for another process's write lock.
+        mode: ``rw`` or ``ro``; ``immutable`` reads a file that nothing can write.
+    """
+
+    def __init__(self, path: Path, timeout_s: float, mode: str = "rw") -> None:
+        self.path = path
+        self._timeout_s = timeout_s
+        self._query = "immutable=1" if mode == "immutable" else f"mode={mode}"
+        if sqlite3.sqlite_version_info < _MIN_SQLITE:
+            raise LedgerError(
+                f"Python's SQLite is {sqlite3.sqlite_version}.",
+                "The ledger needs 3.37 or newer.",
+            )
+        self._engine = create_engine(
+            "sqlite://",
+            creator=self._connect,
+            poolclass=NullPool,
+            isolation_level="AUTOCOMMIT",
+            hide_parameters=True,
+        )
+        self.sql = Statements(self._engine.dialect)
+        self.connection = self._open()
+
+    def _connect(self) -> sqlite3.Connection:
+        return sqlite3.connect(
+            f"file:{quote(str(self.path))}?{self._query}",
+            uri=True,
+            timeout=self._timeout_s,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+
+    def _open(self) -> Connection:
+        try:
+            return self._engine.connect()
+        except (DBAPIError, sqlite3.Error) as error:
+            raise typed_error(error, self.path) from error
+
+    def close(self) -> None:
+        """Closes the connection; the file stays as it is."""
+        self.connection.close()
+        self._engine.dispose()
+
+    def prepare_for_writing(self) -> None:
+        """Turns the write-ahead log and full synchronisation on.
+
+        Raises:
+            LedgerStorageError: SQLite cannot keep its log beside the file.
+        """
+        (journal,) = self.fetch("PRAGMA journal_mode=WAL")[0]
+        for pragma in _PRAGMAS:
+            self.execute(pragma)
+        if journal != "wal":
+            raise LedgerStorageError(
+                f"SQLite cannot keep a write-ahead log beside {self.path.name}.",
+                "Put the ledger on a local disk in a folder that can be written.",
+            )
+
+    def execute(
+        self, statement: str, parameters: Row | list[Row] = ()
+    ) -> CursorResult[Any]:
+        """Runs one statement of the driver's own SQL; errors come out typed."""
+        try:
+            return self.connection.exec_driver_sql(statement, parameters)
+        except (DBAPIError, UnicodeDecodeError) as error:
+            raise typed_error(error, self.path) from error
+
+    def fetch(self, statement: str, parameters: Row = ()) -> list[Row]:
+        """Returns all rows of a small result."""
+        return list(self._rows(self.execute(statement, parameters)))
+
+    def _rows(self, result: CursorResult[Any]) -> Generator[Row]:
+        try:
+            for row in result:
+                yield tuple(row)
+        except (DBAPIError, sqlite3.Error, UnicodeDecodeError) as error:
+            raise typed_error(error, self.path) from error
+        finally:
+            result.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Holds the write lock; commits at the end, rolls back on any error.
+
+        Raises:
+            LedgerLockedError: Another process kept the lock for the whole timeout.
+            LedgerStorageError: The disk did not take the commit.
+        """
+        self.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self.execute("COMMIT")
+        except BaseException:
+            self._roll_back()
+            raise
+
+    def _roll_back(self) -> None:
+        driver = self.connection.connection.dbapi_connection
+        if not getattr(driver, "in_transaction", False):
+            return
+        try:
+            self.execute("ROLLBACK")
+        except PftError:
+            # A connection that cannot even roll back is given up with its cache.
+            with suppress(DBAPIError, sqlite3.Error):
+                self.connection.close()
+            self.connection = self._open()
+            self.prepare_for_writing()
+
+    def rows_from(self, sequence: int) -> Generator[Row]:
+        """Yields (seq, kind, body, prev_hash, hash) from ``sequence`` upwards."""
+        return self._rows(self.execute(self.sql.rows_from, (sequence,)))
+
+    def rows_down(self) -> Generator[Row]:
+        """Yields rows from the newest to the oldest."""
+        return self._rows(self.execute(self.sql.rows_down))
+
+    def insert(self, entry: Entry) -> None:
+        """Adds one entry inside the transaction."""
+        self.execute(
+            self.sql.insert_entry,
+            (entry.sequence, entry.kind, entry.text, entry.previous, entry.hash),
+        )
+
+    def insert_fingerprints(
+        self, dataset: str, namespace: str, digests: Sequence[bytes]
+    ) -> None:
+        """Adds the fingerprints of a data set inside the transaction."""
+        rows: list[Row] = [(namespace, digest, dataset) for digest in digests]
+        self.execute(self.sql.insert_fingerprint, rows)
+
+    def overlapping(self, dataset: str) -> list[str]:
+        """Returns the data sets that share a fingerprint with ``dataset``."""
+        return [name for (name,) in self.fetch(self.sql.overlaps, (dataset,))]
+
+    def digests(self, dataset: str, namespace: str) -> list[bytes]:
+        """Returns the fingerprints of a data set, sorted."""
+        return [
+            digest for (digest,) in self.fetch(self.sql.digests, (namespace, dataset))
+        ]
+
+    def fingerprinted(self) -> list[tuple[str, str]]:
+        """Returns the (data set, namespace) pairs that have fingerprints."""
+        return [(name, space) for name, space in self.fetch(self.sql.fingerprinted)]
+
+    def find_damage(self) -> VerificationError | None:
+        """Returns what SQLite finds wrong with the file's structure, if anything."""
+        try:
+            lines = [str(line) for (line,) in self.fetch("PRAGMA integrity_check(20)")]
+        except VerificationError as error:
+            return error
+        return None if lines == ["ok"] else damage("; ".join(lines))
+
+
+def create_file(path: Path, genesis: Entry, timeout_s: float) -> None:
+    """Makes a ledger file whole and then gives it its name, or leaves what is there.
+
+    Two processes that create the same ledger end up with one of the two; an empty or
+    half-written file never appears under the name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    refuse_network_filesystem(path)
+    draft = path.with_name(f".{path.name}.{new_token().hex()}")
+    try:
+        os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        with closing(Store(draft, timeout_s)) as store:
+            store.prepare_for_writing()
+            _write_genesis(store, genesis)
+        with suppress(FileExistsError):
+            os.link(draft, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise LedgerStorageError(
+            f"The ledger {path.name} cannot be created: {error.strerror}.",
+            "Give a folder on a local disk that can be written.",
+        ) from error
+    finally:
+        for suffix in ("", "-wal", "-shm"):
+            with suppress(OSError):
+                Path(f"{draft}{suffix}").unlink()
+
+
+def _write_genesis(store: Store, genesis: Entry) -> None:
+    try:
+        metadata.create_all(store.connection)
+    except DBAPIError as error:
+        raise typed_error(error, store.path) from error
+    with store.transaction():
+        values = {
+            "schema_version": str(genesis.body["schema"]),
+            "ledger_id": genesis.body["ledger_id"],
+        }
+        for item in values.items():
+            store.execute(store.sql.insert_meta, item)
+        store.insert(genesis)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_schema(store: Store) -> str:
+    """Checks that this version can read the ledger, and returns its id.
+
+    Raises:
+        LedgerError: The file is no ledger, or a newer pft_ray wrote it.
+    """
+    names = {name for (name,) in store.fetch(_TABLE_NAMES)}
+    if not {"meta", "entries", "fingerprints"} <= names:
+        raise LedgerError(
+            f"The file {store.path.name} is not a ledger.",
+            "Give the path of a ledger, or another path to create one.",
+        )
+    values: dict[str, str] = dict(store.fetch(store.sql.meta))
+    version = values.get("schema_version", "")
+    if not version.isdigit() or "ledger_id" not in values:
+        raise VerificationError(
+            "The ledger's meta table does not hold its version and id any more.",
+            "Restore the ledger from a copy that verifies.",
+            {"row": "meta"},
+        )
+    if int(version) != SCHEMA_VERSION:
+        raise LedgerError(
+            f"The ledger has schema {version}; this pft_ray reads {SCHEMA_VERSION}.",
+            "Upgrade pft_ray: nothing runs on a ledger it cannot read.",
+            {"schema": int(version)},
+        )
+    return values["ledger_id"]
+
+
+def open_for_writing(path: Path, timeout_s: float) -> tuple[Store, str]:
+    """Opens a ledger file that exists; returns its store and the id it names.
+
+    Raises:
+        LedgerError: The file is no ledger, or a newer version wrote it.
+        LedgerStorageError: A network file system, or storage that fails.
+    """
+    refuse_network_filesystem(path)
+    store = Store(path, timeout_s)
+    try:
+        ledger_id = check_schema(store)
+        store.prepare_for_writing()
+    except BaseException:
+        store.close()
+        raise
+    return store, ledger_id

@@ -1,0 +1,290 @@
+"""Verification: the whole ledger walked from its raw rows, and epsilon from events.
+
+Nothing the ledger object remembers is trusted: the file is opened a second time, for
+reading only.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+from pft_ray.errors import (
+    InputError,
+    LedgerError,
+    LedgerStorageError,
+    VerificationError,
+)
+from pft_ray.ledger.anchor import check_anchor
+from pft_ray.ledger.budget import envelope_epsilon_units
+from pft_ray.ledger.entries import bad_row
+from pft_ray.ledger.reader import LedgerReader
+from pft_ray.ledger.registration import packed_commitment, require_key
+from pft_ray.ledger.state import LedgerState, replay_row
+from pft_ray.ledger.store import Store, check_schema, damage, ledger_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from pft_ray.accounting.events import Event
+    from pft_ray.ledger.anchor import Anchor
+    from pft_ray.ledger.records import Run
+
+    PriceFunction = Callable[[Event, float], float]
+
+# Epsilon is re-derived in floating point, perhaps on another machine.
+_SLACK_UNITS = 100
+_TIMEOUT_S = 10.0
+UNPROVEN = "valid prefix, completeness not proven"
+
+
+@dataclass(frozen=True)
+class EnvelopeCheck:
+    """An envelope and the epsilon that its events give when computed anew."""
+
+    block: str
+    purpose: str
+    epsilon: float
+    envelope: float
+    delta: float
+
+
+@dataclass(frozen=True)
+class RunCheck:
+    """A verified run.
+
+    ``epsilon`` is the run's, computed anew: the largest over its envelopes when their
+    blocks are disjoint, else the sum. ``envelope`` is the same of what was reserved.
+    """
+
+    run_id: str
+    status: str
+    num_steps_charged: int
+    num_steps_max: int
+    epsilon: float
+    envelope: float
+    envelopes: tuple[EnvelopeCheck, ...]
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was verified.
+
+    ``words`` says how far completeness is proven: without any position from outside
+    the ledger, a lost tail cannot be seen.
+    """
+
+    ledger_id: str
+    num_entries: int
+    root: str
+    num_reservations: int
+    runs: tuple[RunCheck, ...]
+    words: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the result as JSON."""
+        return asdict(self)
+
+
+def verify(
+    ledger: LedgerReader | str | Path,
+    anchors: Iterable[Anchor] = (),
+    *,
+    epsilon: PriceFunction | None = None,
+    fingerprint_key: bytes | None = None,
+) -> Verification:
+    """Verifies a ledger: structure, hash chain, every transition, every price.
+
+    Args:
+        ledger: An open ledger, a path or a URL.
+        anchors: Positions seen outside the ledger.
+        epsilon: Prices (event, delta); default: the PLD accountant.
+        fingerprint_key: With it, the fingerprints are checked against the
+            commitments.
+
+    Raises:
+        LedgerBehindError: The ledger lacks an anchor's position.
+        VerificationError: Anything else is wrong; the first bad row, or the page that
+            SQLite names, is in the message.
+        LedgerError: The file is no ledger, or a newer version wrote it.
+    """
+    path = ledger.path if isinstance(ledger, LedgerReader) else ledger_path(ledger)
+    anchors = list(anchors)
+    with closing(_open(path)) as store:
+        ledger_id = _checked_id(store)
+        state, roots = _walk(store, {anchor.sequence for anchor in anchors})
+        if state.ledger_id != ledger_id:
+            raise VerificationError(
+                "The ledger's meta table names another ledger than its first row.",
+                "Restore the ledger from a copy that verifies.",
+                {"row": "meta"},
+            )
+        _check_fingerprints(store, state, fingerprint_key)
+    for anchor in anchors:
+        if anchor.counts == "reservations":
+            root = state.reservation_root(anchor.sequence)
+            check_anchor(anchor, ledger_id, state.num_reservations, root)
+        else:
+            root = roots.get(anchor.sequence)
+            check_anchor(anchor, ledger_id, state.sequence, root)
+    runs = _check_runs(state, epsilon or _pld)
+    return Verification(
+        ledger_id=ledger_id,
+        num_entries=state.sequence,
+        root=state.root,
+        num_reservations=state.num_reservations,
+        runs=runs,
+        words=_words(anchors),
+    )
+
+
+def _words(anchors: list[Anchor]) -> str:
+    """Says how far completeness is proven: a row says more than a reservation."""
+    if not anchors:
+        return UNPROVEN
+    last = max(
+        anchors, key=lambda anchor: (anchor.counts == "entries", anchor.sequence)
+    )
+    what = "row" if last.counts == "entries" else "reservation"
+    return f"valid, and complete up to {what} {last.sequence} ({last.source})"
+
+
+def _open(path: Path) -> Store:
+    if not path.exists():
+        raise InputError(f"There is no ledger at {path}.", "Give another path.")
+    try:
+        store = Store(path, _TIMEOUT_S, mode="ro")
+        store.fetch("SELECT count(*) FROM sqlite_master")
+    except LedgerStorageError:
+        # A folder that cannot be written has no place for SQLite's shared memory.
+        # Without a log and without writers the file alone is the ledger.
+        log = path.with_name(f"{path.name}-wal")
+        if os.access(path.parent, os.W_OK) or (log.exists() and log.stat().st_size):
+            raise
+        return Store(path, _TIMEOUT_S, mode="immutable")
+    return store
+
+
+def _checked_id(store: Store) -> str:
+    """Checks the file's structure and schema; returns the id it names."""
+    try:
+        ledger_id = check_schema(store)
+    except LedgerError as error:
+        if "schema" in error.details or isinstance(error, LedgerStorageError):
+            raise
+        raise damage(
+            f"file is not a database of the ledger: {error.message}"
+        ) from error
+    return ledger_id
+
+
+def _walk(store: Store, wanted: set[int]) -> tuple[LedgerState, dict[int, str]]:
+    """Replays every row; returns the state and the roots at the places wanted."""
+    found = store.find_damage()
+    if found is not None and found.details["page"] is not None:
+        raise found
+    state = LedgerState()
+    roots: dict[int, str] = {}
+    try:
+        with closing(store.rows_from(0)) as rows:
+            for row in rows:
+                entry = replay_row(state, row)
+                if entry.sequence in wanted:
+                    roots[entry.sequence] = entry.hash
+    except VerificationError as error:
+        if "row" in error.details:
+            raise
+        raise bad_row(state.sequence + 1, f"cannot be read: {error.message}") from error
+    if found is not None:
+        raise found
+    if not state.sequence:
+        raise VerificationError(
+            "Ledger row 1 is missing: the ledger is empty.",
+            "Restore the ledger from a copy that verifies.",
+            {"row": 1},
+        )
+    return state, roots
+
+
+def _check_fingerprints(store: Store, state: LedgerState, key: bytes | None) -> None:
+    expected = {
+        (dataset.name, namespace)
+        for dataset in state.datasets.values()
+        for namespace in dataset.namespaces
+    }
+    if set(store.fingerprinted()) != expected:
+        raise VerificationError(
+            "The ledger's fingerprints are not those of its registrations.",
+            "Restore the ledger from a copy that verifies.",
+        )
+    if key is None:
+        return
+    require_key(key, state.ledger_id, state.key_check)
+    for dataset in state.datasets.values():
+        packed = {
+            namespace: b"".join(store.digests(dataset.name, namespace))
+            for namespace in dataset.namespaces
+        }
+        if packed_commitment(key, packed) != dataset.commitment:
+            raise VerificationError(
+                f"The fingerprints of data set {dataset.name!r} were changed.",
+                "Restore the ledger from a copy that verifies.",
+                {"dataset": dataset.name},
+            )
+
+
+def _check_runs(state: LedgerState, epsilon: PriceFunction) -> tuple[RunCheck, ...]:
+    price = cache(epsilon)
+    return tuple(
+        _check_run(state, run, price)
+        for run in state.runs.values()
+        if run.status != "released"
+    )
+
+
+def _check_run(state: LedgerState, run: Run, price: PriceFunction) -> RunCheck:
+    """Prices the events of a run's envelopes anew, from the ledger alone."""
+    checks = []
+    for envelope in run.envelopes:
+        found = price(envelope.event, envelope.delta)
+        limit = envelope.epsilon_units + _SLACK_UNITS
+        if not found < float("inf") or envelope_epsilon_units(found) > limit:
+            raise VerificationError(
+                f"Ledger row {run.reservation.sequence}: the events of run "
+                f"{run.run_id!r} cost epsilon {found:.6g}, its {envelope.purpose} "
+                f"envelope holds {envelope.epsilon:.6g}.",
+                "Its guarantee is the larger number.",
+                {"row": run.reservation.sequence, "run_id": run.run_id},
+            )
+        checks.append(
+            EnvelopeCheck(
+                block=envelope.block,
+                purpose=envelope.purpose,
+                epsilon=found,
+                envelope=envelope.epsilon,
+                delta=envelope.delta,
+            )
+        )
+    blocks = [state.blocks[envelope.block] for envelope in run.envelopes]
+    disjoint = all(a.is_disjoint_from(b) for a, b in combinations(blocks, 2))
+    together = max if disjoint else sum
+    return RunCheck(
+        run_id=run.run_id,
+        status=run.status,
+        num_steps_charged=run.num_steps_charged,
+        num_steps_max=run.num_steps_max,
+        epsilon=together(check.epsilon for check in checks),
+        envelope=together(check.envelope for check in checks),
+        envelopes=tuple(checks),
+    )
+
+
+def _pld(event: Event, delta: float) -> float:
+    from pft_ray.accounting.accountants import epsilon
+
+    return epsilon(event, delta, accountant="pld")

@@ -1,0 +1,187 @@
+"""Per-record clipping with one forward and one backward pass ("book-keeping").
+
+Formulas: Goodfellow 2015 (arXiv:1510.01799), Li et al. 2022 (arXiv:2110.05679), Bu et
+al. 2023 (arXiv:2210.00038). The weight gradient of autograd is never formed: modules
+that own trained parameters record activations and output gradients instead.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+
+from pft_ray.accounting.events import check_positive
+from pft_ray.errors import ModelError
+from pft_ray.training.clipping.factors import clip_factors
+from pft_ray.training.clipping.gradients import RecordGradients
+from pft_ray.training.clipping.registry import owners_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from torch import nn
+
+    from pft_ray.training.clipping.contributions import Contribution
+
+DEFAULT_LIMIT_BYTES = 512 << 20
+
+
+class PerRecordClipper:
+    """Sums per-record gradients of a model, each clipped to a norm.
+
+    The model is plain outside :meth:`clipped_sum`: forwards are replaced on entry and
+    put back on exit, also after an error, so saving, generating and peft just work.
+
+    Args:
+        module: The model; it must keep the first dimension of every activation that
+            meets a trained parameter equal to the number of records.
+        named_parameters: What is trained, in the order of the flat vector.
+        limit_bytes: Memory for per-record gradients that are formed; beyond it norms
+            come from inner products.
+
+    Raises:
+        ModelError: A trained parameter lies in a module without a rule.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        named_parameters: Sequence[tuple[str, nn.Parameter]],
+        *,
+        limit_bytes: int = DEFAULT_LIMIT_BYTES,
+    ) -> None:
+        self._parameters = list(named_parameters)
+        self._index = {id(p): i for i, (_, p) in enumerate(self._parameters)}
+        self._owners = owners_of(module, self._parameters)
+        self._limit_bytes = limit_bytes
+        self._gradients: RecordGradients | None = None
+        self._outside: list[str] = []
+
+    @property
+    def num_parameters(self) -> int:
+        """P, the length of the flat vector."""
+        return sum(parameter.numel() for _, parameter in self._parameters)
+
+    def wants(self, parameter: torch.Tensor | None) -> bool:
+        """Returns whether ``parameter`` is trained (for rules)."""
+        return id(parameter) in self._index
+
+    def add(self, parameter: torch.Tensor, contribution: Contribution) -> None:
+        """Takes one use of a parameter during the backward pass (for rules)."""
+        assert self._gradients is not None
+        self._gradients.add(self._index[id(parameter)], contribution)
+
+    def clipped_sum(
+        self,
+        losses_fn: Callable[[], torch.Tensor],
+        num_records: int,
+        clip_norm: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the sum of the records' gradients, each scaled to norm <= C.
+
+        Args:
+            losses_fn: Runs the model and returns (B,) losses, one a record, each a
+                function of that record alone (never a mean over the batch).
+            num_records: B; 0 gives zeros without running the model.
+            clip_norm: C.
+
+        Returns:
+            The flat (P,) fp64 sum, and the (B,) fp64 norms before clipping (upper
+            bounds within rounding), NaN for records whose loss, norm or gradient is
+            not finite: these contribute exactly zero.
+
+        Raises:
+            ModelError: The losses are not one a record, a parameter got no
+                contribution or is used outside its module, or a layer lost the
+                record dimension.
+
+        Guarantee:
+            Removing one record changes the sum by at most C in L2 norm: its
+            contribution is scaled by min(1, C/|g_i|) with a norm that is never below
+            the one of what is added, in the arithmetic really used. A record that is
+            not finite is replaced by zeros before records meet in a matrix product.
+        """
+        check_positive(clip_norm, "clip_norm")
+        return self._weighted_sum(losses_fn, num_records, clip_norm)
+
+    def plain_sum(
+        self, losses_fn: Callable[[], torch.Tensor], num_records: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the unclipped sum and the norms: for baselines, without guarantee."""
+        return self._weighted_sum(losses_fn, num_records, None)
+
+    @torch.no_grad()
+    def _weighted_sum(
+        self,
+        losses_fn: Callable[[], torch.Tensor],
+        num_records: int,
+        clip_norm: float | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if num_records == 0:
+            return torch.zeros(self.num_parameters, dtype=torch.float64), torch.zeros(
+                0, dtype=torch.float64
+            )
+        gradients, finite = self._collect(losses_fn, num_records)
+        norms = gradients.squared_norms().sqrt()
+        dropped = ~(finite & torch.isfinite(norms))
+        gradients.drop(dropped)
+        if clip_norm is None:
+            weights = torch.ones(num_records, dtype=torch.float64)
+        else:
+            weights = clip_factors(norms, clip_norm, self.num_parameters)
+        weights = weights.masked_fill(dropped, 0.0)
+        return gradients.weighted_sum(weights), norms.masked_fill(dropped, torch.nan)
+
+    def _collect(
+        self, losses_fn: Callable[[], torch.Tensor], num_records: int
+    ) -> tuple[RecordGradients, torch.Tensor]:
+        """Runs forward and backward; returns gradients and finite losses."""
+        sizes = [(name, parameter.numel()) for name, parameter in self._parameters]
+        gradients = RecordGradients(sizes, num_records, self._limit_bytes)
+        with self._installed(gradients), torch.enable_grad():
+            losses = losses_fn()
+            if losses.shape != (num_records,) or not losses.requires_grad:
+                raise ModelError(
+                    f"The loss has shape {tuple(losses.shape)} for {num_records} "
+                    "records, or does not depend on a trained parameter.",
+                    "Return one loss a record; a mean over a batch is unsound.",
+                )
+            finite = torch.isfinite(losses.detach())
+            total = torch.where(finite, losses, torch.zeros_like(losses)).sum()
+            total.backward()  # type: ignore[no-untyped-call]
+        self._check_complete(gradients)
+        return gradients, finite
+
+    @contextmanager
+    def _installed(self, gradients: RecordGradients) -> Iterator[None]:
+        previous = [owner.__dict__.get("forward") for owner, _ in self._owners]
+        self._gradients = gradients
+        try:
+            for owner, rule in self._owners:
+                owner.forward = rule.bind(owner, self)
+            yield
+        finally:
+            self._gradients = None
+            self._outside = [n for n, p in self._parameters if p.grad is not None]
+            for _, parameter in self._parameters:
+                parameter.grad = None
+            for (owner, _), forward in zip(self._owners, previous, strict=True):
+                owner.__dict__.pop("forward", None)
+                if forward is not None:
+                    owner.forward = forward
+
+    def _check_complete(self, gradients: RecordGradients) -> None:
+        if self._outside:
+            raise ModelError(
+                f"Parameter {self._outside[0]!r} is used outside the forward of "
+                "the module that owns it, so its per-record gradient is not known.",
+                "Freeze it, or call its module instead of reading its weight.",
+            )
+        if gradients.missing:
+            raise ModelError(
+                f"Parameter {gradients.missing[0]!r} got no gradient: the loss does "
+                "not depend on it.",
+                "Freeze it, or check that its module takes part in the forward pass.",
+            )

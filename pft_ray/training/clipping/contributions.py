@@ -1,0 +1,163 @@
+"""What one use of a parameter adds to each record's gradient.
+
+Shape legend: B records, T positions of a record, m and n the two sides of a matrix
+parameter. ``Outer`` and ``Lookup`` are both sums over positions of ``u_t v_t^T``; for
+a lookup ``u_t`` is the one-hot row of the token. Neither forms the (B, m, n) tensor of
+per-record gradients unless it is asked to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CHUNK_ELEMENTS = 1 << 22
+"""fp64 elements that a temporary of this package may hold (32 MB)."""
+
+_CACHE_ELEMENTS = 1 << 17  # fp64 elements of a block that stays in the CPU's cache
+
+
+@dataclass(frozen=True)
+class Direct:
+    """Per-record gradients that are formed at once: biases and norm weights.
+
+    Attributes:
+        values: (B, numel) tensor.
+    """
+
+    values: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Outer:
+    """The gradient sum_t left_t right_t^T of a matrix parameter (m, n).
+
+    Attributes:
+        left: (B, T, m).
+        right: (B, T, n).
+    """
+
+    left: torch.Tensor
+    right: torch.Tensor
+
+    @property
+    def num_tokens(self) -> int:
+        """T, the positions of a record."""
+        return int(self.left.shape[1])
+
+    def per_record(self, rows: slice, dtype: torch.dtype) -> torch.Tensor:
+        """Returns the gradients of ``rows`` as (b, m * n) in ``dtype``."""
+        left = self.left[rows].to(dtype)
+        right = self.right[rows].to(dtype)
+        return torch.bmm(left.transpose(1, 2), right).flatten(1)
+
+    def absolute_sums(self, rows: slice) -> torch.Tensor:
+        """Returns sum_t |left_t| |right_t| of ``rows``, (b,) fp64."""
+        left = self.left[rows].double().square().sum(2).sqrt()
+        right = self.right[rows].double().square().sum(2).sqrt()
+        return (left * right).sum(1)
+
+    def without(self, dropped: torch.Tensor) -> Outer:
+        """Returns the contribution with the ``dropped`` (B,) records set to zero."""
+        mask = dropped[:, None, None]
+        return Outer(self.left.masked_fill(mask, 0), self.right.masked_fill(mask, 0))
+
+    def add_weighted_sum(self, out: torch.Tensor, weights: torch.Tensor) -> None:
+        """Adds sum_i weights_i G_i to ``out`` (m * n,), all in fp64."""
+        rows, cols = self.left.shape[2], self.right.shape[2]
+        right = self.right.double() * weights[:, None, None]
+        right = right.flatten(0, 1)
+        left = self.left.flatten(0, 1)
+        matrix = out.view(rows, cols)
+        step = max(1, CHUNK_ELEMENTS // max(1, left.shape[0]))
+        for start in range(0, rows, step):
+            part = left[:, start : start + step].double()
+            matrix[start : start + step].addmm_(part.t(), right)
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """The gradient of a table (m, n) whose rows were looked up.
+
+    Attributes:
+        ids: (B, T) int64 row numbers.
+        right: (B, T, n) output gradients; zero where the row takes no gradient.
+        num_rows: m.
+    """
+
+    ids: torch.Tensor
+    right: torch.Tensor
+    num_rows: int
+
+    @property
+    def num_tokens(self) -> int:
+        """T, the positions of a record."""
+        return int(self.ids.shape[1])
+
+    def per_record(self, rows: slice, dtype: torch.dtype) -> torch.Tensor:
+        """Returns the gradients of ``rows`` as (b, m * n) in ``dtype``."""
+        right = self.right[rows].to(dtype)
+        out = right.new_zeros(right.shape[0], self.num_rows, right.shape[2])
+        index = self.ids[rows][:, :, None].expand_as(right)
+        return out.scatter_add_(1, index, right).flatten(1)
+
+    def absolute_sums(self, rows: slice) -> torch.Tensor:
+        """Returns sum_t |right_t| of ``rows``, (b,) fp64."""
+        return self.right[rows].double().square().sum(2).sqrt().sum(1)
+
+    def without(self, dropped: torch.Tensor) -> Lookup:
+        """Returns the contribution with the ``dropped`` (B,) records set to zero."""
+        right = self.right.masked_fill(dropped[:, None, None], 0)
+        return Lookup(self.ids, right, self.num_rows)
+
+    def add_weighted_sum(self, out: torch.Tensor, weights: torch.Tensor) -> None:
+        """Adds sum_i weights_i G_i to ``out`` (m * n,), all in fp64."""
+        right = self.right.double() * weights[:, None, None]
+        table = out.view(self.num_rows, right.shape[2])
+        table.index_add_(0, self.ids.flatten(), right.flatten(0, 1))
+
+
+Held = Outer | Lookup
+"""A contribution that can be kept as its two factors."""
+
+Contribution = Direct | Outer | Lookup
+
+
+def row_slices(num_rows: int, elements_each: int) -> Iterator[slice]:
+    """Yields slices over ``num_rows`` rows of at most ``CHUNK_ELEMENTS`` elements."""
+    step = max(1, CHUNK_ELEMENTS // max(1, elements_each))
+    for start in range(0, num_rows, step):
+        yield slice(start, min(num_rows, start + step))
+
+
+def squared_row_norms(matrix: torch.Tensor) -> torch.Tensor:
+    """Returns the squared norms of the rows of ``matrix`` (B, P), (B,) fp64.
+
+    Accumulated in fp64: fp32 norms of a million terms are off by 1e-5.
+    """
+    total = torch.zeros(matrix.shape[0], dtype=torch.float64)
+    for part in _column_blocks(matrix):
+        total += torch.einsum("bp,bp->b", part, part)
+    return total
+
+
+def add_weighted_rows(
+    out: torch.Tensor, matrix: torch.Tensor, weights: torch.Tensor
+) -> None:
+    """Adds ``weights @ matrix`` to ``out`` (P,), converted to fp64 block by block."""
+    start = 0
+    for part in _column_blocks(matrix):
+        out[start : start + part.shape[1]].addmv_(part.t(), weights)
+        start += part.shape[1]
+
+
+def _column_blocks(matrix: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yields fp64 copies of column blocks small enough for the CPU's cache."""
+    step = max(64, _CACHE_ELEMENTS // max(1, matrix.shape[0]))
+    for start in range(0, matrix.shape[1], step):
+        yield matrix[:, start : start + step].double()

@@ -1,0 +1,148 @@
+"""The per-record gradients of all parameters during one backward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from pft_ray.errors import ModelError
+from pft_ray.training.clipping.contributions import (
+    Contribution,
+    Direct,
+    Held,
+    Lookup,
+    add_weighted_rows,
+    squared_row_norms,
+)
+from pft_ray.training.clipping.inner import squared_norms
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass
+class _Slot:
+    """One parameter: formed per-record gradients, or the factors of its uses."""
+
+    name: str
+    numel: int
+    offset: int
+    formed: torch.Tensor | None = None
+    held: list[Held] = field(default_factory=list)
+
+
+class RecordGradients:
+    """Collects contributions while autograd runs; then gives norms and sums.
+
+    Gradients are formed ("instantiated") while they fit in the memory limit, because
+    forming them replaces the weight gradient's own matrix product; else the two
+    factors are held and norms come from inner products.
+
+    Args:
+        names_and_sizes: (name, numel) of the parameters, in the flat order.
+        num_records: B.
+        limit_bytes: Memory that formed per-record gradients may take.
+    """
+
+    def __init__(
+        self,
+        names_and_sizes: Sequence[tuple[str, int]],
+        num_records: int,
+        limit_bytes: int,
+    ) -> None:
+        self._num_records = num_records
+        self._free_bytes = limit_bytes
+        self._slots: list[_Slot] = []
+        self.num_parameters = 0
+        for name, numel in names_and_sizes:
+            self._slots.append(_Slot(name, numel, self.num_parameters))
+            self.num_parameters += numel
+
+    def add(self, index: int, contribution: Contribution) -> None:
+        """Adds one use of parameter ``index``; called during the backward pass.
+
+        Raises:
+            ModelError: The first dimension of the activation is not the records'.
+        """
+        slot = self._slots[index]
+        first = (
+            contribution.values
+            if isinstance(contribution, Direct)
+            else contribution.right
+        )
+        if first.shape[0] != self._num_records:
+            raise ModelError(
+                f"The layer of parameter {slot.name!r} saw a first dimension of "
+                f"{first.shape[0]} for {self._num_records} records.",
+                "Its input must keep one row for every record (broadcast positions "
+                "and routed tokens do not); freeze the parameter or use LoRA on "
+                "attention layers only.",
+            )
+        if isinstance(contribution, Direct):
+            if slot.held:
+                raise ModelError(
+                    f"Parameter {slot.name!r} is both a matrix and a scale.",
+                    "Freeze it.",
+                )
+            self._form(slot, contribution.values)
+        elif slot.formed is not None or self._fits(slot, contribution):
+            self._form(slot, _formed(contribution))
+        else:
+            slot.held.append(contribution)
+
+    def _fits(self, slot: _Slot, contribution: Held) -> bool:
+        size = self._num_records * slot.numel * contribution.right.element_size()
+        if slot.held or isinstance(contribution, Lookup) or size > self._free_bytes:
+            return False
+        self._free_bytes -= size
+        return True
+
+    def _form(self, slot: _Slot, values: torch.Tensor) -> None:
+        values = values if values.element_size() >= 4 else values.float()
+        slot.formed = values if slot.formed is None else slot.formed + values
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of parameters that got no contribution at all."""
+        return [s.name for s in self._slots if s.formed is None and not s.held]
+
+    def squared_norms(self) -> torch.Tensor:
+        """Returns (B,) fp64 upper bounds of the squared norms over all parameters."""
+        total = torch.zeros(self._num_records, dtype=torch.float64)
+        for slot in self._slots:
+            if slot.formed is not None:
+                total += squared_row_norms(slot.formed)
+            if slot.held:
+                total += squared_norms(slot.held, slot.numel)
+        return total
+
+    def drop(self, dropped: torch.Tensor) -> None:
+        """Replaces all that the ``dropped`` (B,) records contributed by zero."""
+        if not bool(dropped.any()):
+            return
+        for slot in self._slots:
+            if slot.formed is not None:
+                slot.formed = slot.formed.masked_fill(dropped[:, None], 0)
+            slot.held = [use.without(dropped) for use in slot.held]
+
+    def weighted_sum(self, weights: torch.Tensor) -> torch.Tensor:
+        """Returns sum_i weights_i g_i over all records, flat (P,) fp64.
+
+        Args:
+            weights: (B,) fp64.
+        """
+        flat = torch.zeros(self.num_parameters, dtype=torch.float64)
+        for slot in self._slots:
+            out = flat[slot.offset : slot.offset + slot.numel]
+            if slot.formed is not None:
+                add_weighted_rows(out, slot.formed, weights)
+            for use in slot.held:
+                use.add_weighted_sum(out, weights)
+        return flat
+
+
+def _formed(contribution: Held) -> torch.Tensor:
+    dtype = torch.promote_types(contribution.right.dtype, torch.float32)
+    return contribution.per_record(slice(None), dtype)

@@ -1,0 +1,116 @@
+"""Loads base models: safetensors only, no remote code, every weight present."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from pft_ray.data.paths import pretrained_arguments, resolve_model_path
+from pft_ray.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+    from pft_ray.training.spec import ModelSpec
+
+_LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    ImportError,
+    SafetensorError,
+)
+
+
+def load_base(spec: ModelSpec) -> nn.Module:
+    """Returns the base model in fp32, in evaluation mode, without any dropout.
+
+    A pooler is taken off: nothing here uses it.
+
+    Raises:
+        ModelError: The source is missing, damaged or unknown, or lacks weights.
+    """
+    source, options = pretrained_arguments(resolve_model_path(spec.path))
+    auto = AutoModel if spec.task == "classification" else AutoModelForCausalLM
+    try:
+        with _quiet():
+            config = AutoConfig.from_pretrained(source, **options)
+            _zero_dropout(config)
+            model, info = auto.from_pretrained(
+                source,
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+            )
+    except _LOADING_ERRORS as error:
+        raise ModelError(
+            f"The model {spec.path!r} does not load: {error}",
+            "Give a model with config.json and safetensors weights that "
+            f"transformers {transformers.__version__} knows without remote code.",
+        ) from error
+    _check_weights(spec.path, info)
+    return _plain(model)
+
+
+def _plain(model: Any) -> nn.Module:
+    base = model.base_model
+    if getattr(base, "pooler", None) is not None:
+        base.pooler = None
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    model.eval()
+    return model  # type: ignore[no-any-return]
+
+
+def _zero_dropout(config: Any) -> None:
+    for name, value in vars(config).items():
+        is_dropout = "dropout" in name or name.endswith(("_pdrop", "layerdrop"))
+        if is_dropout and isinstance(value, float):
+            setattr(config, name, 0.0)
+
+
+def _check_weights(path: str, info: dict[str, Any]) -> None:
+    missing = [k for k in info["missing_keys"] if not _is_pooler(k)]
+    mismatched = [str(k[0]) for k in info["mismatched_keys"]]
+    absent = sorted(missing + mismatched)
+    if absent:
+        raise ModelError(
+            f"The weights of {path!r} lack or misfit {len(absent)} tensors, among "
+            f"them {absent[0]!r}.",
+            "They would start at random: give a complete model of that task.",
+        )
+
+
+def _is_pooler(name: str) -> bool:
+    return name.startswith("pooler.") or ".pooler." in name
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps progress bars and load reports of the library out of our output."""
+    level = transformers_logging.get_verbosity()
+    bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bar:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,342 @@
+"""One process's share of a step: its records, its copy of the model, its optimiser."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from pft_ray.errors import InputError, ModelError, ResumeError
+from pft_ray.training.batch import TokenBatch, synthetic_batch
+from pft_ray.training.clipping import PerRecordClipper
+from pft_ray.training.optimizers import OptimizerSpec, PrivateOptimizer
+from pft_ray.training.prefix import Level, PrefixCache
+from pft_ray.training.totality import run_totally
+from pft_ray.training.types import ClippedSum, PrivateGrad
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from pft_ray.data.tokens import TokenTable
+    from pft_ray.training.models import TrainedModel
+
+    _SumAndNorms = tuple[torch.Tensor, torch.Tensor]
+
+_PARAMETER = "parameter/"
+_MOMENT = "optimizer/"
+_TRAINABLE = "phase/trainable"
+_PROGRESS = "phase/progress"
+
+_COUPLING_TOLERANCE = 1e-3
+
+
+class LocalWork:
+    """Per-record gradients of this process's records, and updates of its model.
+
+    Args:
+        model: The model; its trainable set is changed by :meth:`start_phase`.
+        table: The records that this process is responsible for, one unit a row.
+        max_micro_batch: Records that run through the model together at most.
+
+    Raises:
+        ModelError: The records are longer than the model allows.
+    """
+
+    def __init__(
+        self, model: TrainedModel, table: TokenTable, *, max_micro_batch: int
+    ) -> None:
+        if max_micro_batch < 1:
+            raise InputError(
+                f"max_micro_batch is {max_micro_batch}.", "Give an integer >= 1."
+            )
+        _check_length(model, table)
+        self._model = model
+        self._table = table
+        self._max_micro_batch = max_micro_batch
+        self._cache = PrefixCache(model, table, chunk_rows=max_micro_batch)
+        self._evaluation: tuple[TokenTable, PrefixCache] | None = None
+        self._trainable: str | None = None
+        self._clipper: PerRecordClipper | None = None
+        self._optimizer: PrivateOptimizer | None = None
+        self._faulty: set[int] = set()
+
+    @property
+    def num_parameters(self) -> int:
+        """P, the length of this phase's flat gradient."""
+        return self._phase_clipper.num_parameters
+
+    @property
+    def num_faulty(self) -> int:
+        """Distinct records that contributed zero because of a fault; operator only."""
+        return len(self._faulty)
+
+    @property
+    def cache_level(self) -> Level:
+        """What of the frozen part is kept in this phase: none, hidden or features."""
+        return self._cache.level
+
+    def start_phase(self, trainable: str, optimizer: OptimizerSpec) -> None:
+        """Fixes what is trained and starts a fresh optimiser.
+
+        Two made-up records are tried first, so that a model whose contributions
+        cannot be bounded is refused before any data is touched.
+
+        Args:
+            trainable: ``head``, ``adapter``, ``adapter+head`` or ``all``.
+            optimizer: The phase's optimiser.
+
+        Raises:
+            ModelError: A parameter cannot be clipped per record, or records influence
+                one another.
+        """
+        named = self._model.set_trainable(trainable)
+        self._clipper = PerRecordClipper(self._model.module, named)
+        self._optimizer = PrivateOptimizer(named, optimizer)
+        self._trainable = trainable
+        self._cache.start_phase(trainable)
+        if self._evaluation is not None:
+            self._evaluation[1].start_phase(trainable)
+        self._try_phase()
+
+    def clipped_sum(self, positions: NDArray[np.int64], clip_norm: float) -> ClippedSum:
+        """Returns the sum of the clipped gradients of the records at ``positions``.
+
+        Args:
+            positions: Distinct rows of the table; none gives zeros, without running
+                the model.
+            clip_norm: C.
+
+        Guarantee:
+            Leaving one record out changes the sum by at most C in L2 norm, whatever
+            the record does: raise, exhaust memory, or give values that are not
+            finite. Such a record contributes zero and disturbs no other. Shapes are
+            those of the table, never of the records drawn. (Other records' values may
+            change in their last fp32 bits when they fall into another micro-batch.)
+        """
+        run = partial(self._phase_clipper.clipped_sum, clip_norm=clip_norm)
+        return ClippedSum(self._sum(positions, run), clip_norm)
+
+    def plain_sum(self, positions: NDArray[np.int64]) -> torch.Tensor:
+        """Returns the unclipped sum, flat fp64: for non-private baselines only."""
+        return self._sum(positions, self._phase_clipper.plain_sum)
+
+    def apply(self, grad: PrivateGrad) -> None:
+        """Makes one optimiser step with a private gradient."""
+        self._phase_optimizer.apply(grad)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Returns copies of everything training changes, for a checkpoint.
+
+        Parameters of all parts, also those that are not trained in this phase, the
+        optimiser's moments and the position in the phase. Functions of private
+        gradients and public values only.
+        """
+        tensors = {
+            _PARAMETER + name: parameter.detach().clone()
+            for name, parameter in self._model.kept_parameters()
+        }
+        if self._optimizer is None or self._trainable is None:
+            return tensors
+        moments = self._optimizer.state()
+        tensors |= {_MOMENT + name: value for name, value in moments.items()}
+        progress = (self._optimizer.num_applied, self._optimizer.spec.num_steps)
+        tensors[_PROGRESS] = torch.tensor(progress, dtype=torch.int64)
+        name = np.frombuffer(self._trainable.encode(), dtype=np.uint8).copy()
+        tensors[_TRAINABLE] = torch.from_numpy(name)
+        return tensors
+
+    def load_state(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Puts back what :meth:`state` gave; training then goes on bit by bit.
+
+        Call it after :meth:`start_phase`. A state taken in the middle of a phase must
+        be of that phase. One taken at a phase's end, or before the first, leaves the
+        fresh optimiser as it is.
+
+        Raises:
+            ResumeError: The state is of another model, phase or optimiser.
+        """
+        self._load_parameters(tensors)
+        self._cache.drop_features()
+        if self._evaluation is not None:
+            self._evaluation[1].drop_features()
+        if _PROGRESS not in tensors:
+            return
+        applied, num_steps = (int(number) for number in tensors[_PROGRESS])
+        if applied >= num_steps:
+            return
+        trainable = bytes(tensors[_TRAINABLE].tolist()).decode()
+        if trainable != self._trainable:
+            raise ResumeError(
+                f"The checkpoint was made while {trainable!r} was trained, not "
+                f"{self._trainable!r}.",
+                "Start its own phase before loading it.",
+            )
+        moments = {
+            name.removeprefix(_MOMENT): value
+            for name, value in tensors.items()
+            if name.startswith(_MOMENT)
+        }
+        self._phase_optimizer.load_state(moments, applied)
+
+    def evaluate_probabilities(self, table: TokenTable) -> NDArray[np.float32]:
+        """Returns float32 (n, num_labels) class probabilities of a table's records.
+
+        A faulty record gets the uniform distribution; nothing is raised for it.
+        """
+        num_labels = self._model.spec.num_labels
+        default = torch.full((num_labels,), 1.0 / num_labels)
+        return self._evaluate(table, self._model.probabilities, default)
+
+    def evaluate_losses(self, table: TokenTable) -> NDArray[np.float32]:
+        """Returns the float32 (n,) losses of a table's records.
+
+        A faulty record gets the loss of a uniform prediction; nothing is raised.
+        """
+        choices = self._model.spec.num_labels or self._model.vocab_size
+        default = torch.tensor(math.log(choices))
+        return self._evaluate(table, self._model.losses, default)
+
+    @property
+    def _phase_clipper(self) -> PerRecordClipper:
+        if self._clipper is None:
+            msg = "start_phase must be called first"
+            raise RuntimeError(msg)
+        return self._clipper
+
+    @property
+    def _phase_optimizer(self) -> PrivateOptimizer:
+        if self._optimizer is None:
+            msg = "start_phase must be called first"
+            raise RuntimeError(msg)
+        return self._optimizer
+
+    def _sum(
+        self,
+        positions: NDArray[np.int64],
+        run: Callable[[Callable[[], torch.Tensor], int], _SumAndNorms],
+    ) -> torch.Tensor:
+        rows = np.asarray(positions, dtype=np.int64)
+        if len(np.unique(rows)) != len(rows):
+            msg = "a record is in the batch twice"
+            raise ValueError(msg)
+        usable = rows[self._table.lengths[rows] > 0]
+        self._faulty.update(np.setdiff1d(rows, usable).tolist())
+
+        def compute(part: NDArray[np.int64]) -> _SumAndNorms:
+            batch = self._cache.batch(part)
+            return run(lambda: self._model.losses(batch), len(batch))
+
+        total = torch.zeros(self.num_parameters, dtype=torch.float64)
+        for start in range(0, len(usable), self._max_micro_batch):
+            chunk = usable[start : start + self._max_micro_batch]
+            for part, result in run_totally(chunk, compute, self._probe):
+                if result is None:
+                    self._faulty.update(part.tolist())
+                    continue
+                total += result[0]
+                self._faulty.update(part[torch.isnan(result[1]).numpy()].tolist())
+        return total
+
+    def _synthetic(self, num_records: int) -> TokenBatch:
+        causal = self._model.spec.task == "causal_lm"
+        length, size = self._table.max_length, self._model.vocab_size
+        return synthetic_batch(num_records, length, size, causal=causal)
+
+    def _probe(self) -> None:
+        """Runs a made-up record as a real one would run."""
+        batch = self._synthetic(1)
+        self._phase_clipper.clipped_sum(lambda: self._model.losses(batch), 1, 1.0)
+
+    def _try_phase(self) -> None:
+        """Checks on made-up records that each has a gradient of its own."""
+        clipper = self._phase_clipper
+        both = self._synthetic(2)
+        _, together = clipper.clipped_sum(lambda: self._model.losses(both), 2, 1.0)
+        alone = torch.empty(2, dtype=torch.float64)
+        for index in range(2):
+            one = TokenBatch(
+                both.input_ids[index : index + 1],
+                both.lengths[index : index + 1],
+                None if both.targets is None else both.targets[:1],
+                None if both.loss_mask is None else both.loss_mask[:1],
+            )
+            _, norms = clipper.clipped_sum(partial(self._model.losses, one), 1, 1.0)
+            alone[index] = norms[0]
+        scale = alone.max() * _COUPLING_TOLERANCE + 1e-9
+        if not bool(((together - alone).abs() <= scale).all()):
+            raise ModelError(
+                "The gradient of a made-up record changes with the record beside it, "
+                "or is not finite.",
+                "Use a model that treats every record of a batch by itself; mixtures "
+                "of experts and batch statistics do not.",
+            )
+
+    def _load_parameters(self, tensors: dict[str, torch.Tensor]) -> None:
+        stored = {
+            name.removeprefix(_PARAMETER): value
+            for name, value in tensors.items()
+            if name.startswith(_PARAMETER)
+        }
+        own = dict(self._model.kept_parameters())
+        fits = (
+            set(stored) <= set(own) if self._model.is_full else set(stored) == set(own)
+        )
+        if not fits or any(stored[n].shape != own[n].shape for n in stored):
+            raise ResumeError(
+                "The checkpoint holds other parameters than this model trains.",
+                "Resume with the job file it was made with.",
+            )
+        with torch.no_grad():
+            for name, value in stored.items():
+                own[name].copy_(value)
+
+    def _evaluate(
+        self,
+        table: TokenTable,
+        compute: Callable[[TokenBatch], torch.Tensor],
+        default: torch.Tensor,
+    ) -> NDArray[np.float32]:
+        _check_length(self._model, table)
+        cache = self._evaluation_cache(table)
+        out = default.repeat(len(table), *([1] * default.ndim)).float()
+
+        def run(part: NDArray[np.int64]) -> torch.Tensor:
+            with torch.no_grad():
+                return compute(cache.batch(part)).float()
+
+        def probe() -> None:
+            with torch.no_grad():
+                compute(self._synthetic(1))
+
+        usable = np.flatnonzero(table.lengths > 0).astype(np.int64)
+        for start in range(0, len(usable), self._max_micro_batch):
+            chunk = usable[start : start + self._max_micro_batch]
+            for part, values in run_totally(chunk, run, probe):
+                if values is None:
+                    continue
+                finite = torch.isfinite(values).reshape(len(part), -1).all(1)
+                out[torch.from_numpy(part)[finite]] = values[finite]
+        result: NDArray[np.float32] = out.numpy()
+        return result
+
+    def _evaluation_cache(self, table: TokenTable) -> PrefixCache:
+        if self._evaluation is None or self._evaluation[0] is not table:
+            cache = PrefixCache(self._model, table, chunk_rows=self._max_micro_batch)
+            if self._trainable is not None:
+                cache.start_phase(self._trainable)
+            self._evaluation = (table, cache)
+        return self._evaluation[1]
+
+
+def _check_length(model: TrainedModel, table: TokenTable) -> None:
+    limit = model.max_positions
+    if limit is not None and table.max_length > limit:
+        raise ModelError(
+            f"Records of {table.max_length} tokens; the model takes {limit}.",
+            "Lower max_length.",
+        )

@@ -1,0 +1,167 @@
+"""One private step: the six hops from a batch to a parameter update.
+
+    sampled units -> per-record gradients -> clip -> ClippedSum
+    -> privatise -> NoisyShare -> all-reduce -> PrivateGrad -> optimiser
+
+Each hop has its own type, so the hops cannot be taken in a wrong order: the
+collective takes only noisy shares, the optimiser only private gradients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+
+from pft_ray.errors import VoidStepError
+from pft_ray.mechanisms import ShareHeader, check_headers
+from pft_ray.training.types import ClippedSum, NoisyShare, PrivateGrad
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pft_ray.accounting.plan import Plan
+    from pft_ray.mechanisms import SampledGaussian
+
+
+class Collective(Protocol):
+    """What a step needs of the network. One process passes :class:`Alone`."""
+
+    def gather(self, words: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Returns the words of all ranks, in rank order."""
+
+    def reduce(self, share: NoisyShare) -> torch.Tensor:
+        """Returns the sum of all ranks' noisy shares, fp32, shape (P,)."""
+
+
+class Alone:
+    """The collective of a single process: the identity."""
+
+    def gather(self, words: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Returns the own words."""
+        return [words]
+
+    def reduce(self, share: NoisyShare) -> torch.Tensor:
+        """Returns the own share."""
+        return share.vector
+
+
+class Work(Protocol):
+    """What a step needs of the local model and data."""
+
+    def clipped_sum(self, positions: NDArray[np.int64], clip_norm: float) -> ClippedSum:
+        """Returns the sum of the units' clipped contributions."""
+
+    def apply(self, grad: PrivateGrad) -> None:
+        """Makes one optimiser step."""
+
+
+@dataclass(frozen=True)
+class StepKeys:
+    """The secrets and the share of noise of one step on one rank.
+
+    Attributes:
+        attempt: Number of the attempt.
+        step: Planned step, counted from 0.
+        sample_key: Equal on all ranks.
+        shares: (share index, numerator) pairs of this rank.
+        noise_keys: One key for each share.
+    """
+
+    attempt: int
+    step: int
+    sample_key: bytes
+    shares: tuple[tuple[int, int], ...]
+    noise_keys: tuple[bytes, ...]
+
+    def __repr__(self) -> str:
+        return f"StepKeys(attempt={self.attempt}, step={self.step}, keys hidden)"
+
+
+def privatise(
+    clipped: ClippedSum, mechanism: SampledGaussian, keys: StepKeys, phase: int
+) -> NoisyShare:
+    """Adds this rank's noise shares to its clipped sum, in fp64, and rounds to fp32.
+
+    Args:
+        clipped: Sum of this rank's clipped contributions, shape (P,).
+        mechanism: The plan's mechanism.
+        keys: This step's keys and shares.
+        phase: Index of the plan's phase.
+
+    Guarantee:
+        The result carries noise of variance sum(numerators)/V * (sigma C)**2 in
+        every coordinate. Only the sum over all ranks carries the whole noise; a
+        single share is for the collective alone.
+    """
+    total = clipped.vector.detach().to(torch.float64).numpy()
+    size = total.shape[0]
+    for (_, numerator), key in zip(keys.shares, keys.noise_keys, strict=True):
+        total = total + mechanism.share(key, size, clipped.clip_norm, numerator)
+    vector = torch.from_numpy(total.astype(np.float32))
+    return NoisyShare(vector, phase=phase, clip_norm=clipped.clip_norm)
+
+
+def finish(reduced: torch.Tensor, plan: Plan) -> PrivateGrad:
+    """Divides the noisy sum by the public expected batch size q*n."""
+    return PrivateGrad(reduced / plan.expected_batch_size)
+
+
+@dataclass
+class PrivateStep:
+    """Makes the steps of one rank; holds what does not change between them.
+
+    Attributes:
+        plan: The run's plan.
+        mechanism: Built from the plan.
+        work: Local model and units.
+        unit_digests: uint8 (n, 16) of this rank's units.
+        collective: Gathers headers and reduces shares.
+    """
+
+    plan: Plan
+    mechanism: SampledGaussian
+    work: Work
+    unit_digests: NDArray[np.uint8]
+    collective: Collective
+    last: tuple[int, int] = (-1, -1)
+
+    def run(self, keys: StepKeys) -> None:
+        """Makes one step: every rank calls it, also with nothing of its own.
+
+        Raises:
+            VoidStepError: The step was seen before, or the headers of the ranks do
+                not check. It stays charged; nothing was drawn or applied.
+
+        Guarantee:
+            The update depends on the data only through one ``PoissonGaussian``
+            release at the plan's sample rate and noise multiplier. Noise is drawn
+            once, after the clipped sum is final and after every rank's header was
+            checked; each key is used once.
+        """
+        if (keys.attempt, keys.step) <= self.last:
+            raise VoidStepError(
+                f"Step {keys.step} of attempt {keys.attempt} was asked for again."
+            )
+        self.last = (keys.attempt, keys.step)
+        index, phase = self.plan.phase_at(keys.step)
+        positions = self.mechanism.sample(keys.sample_key, self.unit_digests)
+        clipped = self.work.clipped_sum(positions, phase.clip_norm)
+        self._check(keys, index, clipped.clip_norm)
+        share = privatise(clipped, self.mechanism, keys, index)
+        reduced = self.collective.reduce(share)
+        self.work.apply(finish(reduced, self.plan))
+
+    def _check(self, keys: StepKeys, phase: int, clip_norm: float) -> None:
+        header = ShareHeader(
+            keys.attempt,
+            keys.step,
+            phase,
+            clip_norm,
+            self.plan.digest,
+            keys.shares,
+        )
+        own = header.pack(self.plan.num_shares)
+        check_headers(self.collective.gather(own), own, self.plan.num_shares)
