@@ -127,6 +127,13 @@ class LedgerError(PftError):
     code = "ledger"
 
 
+class LedgerFormatError(LedgerError):
+    """What is named is no ledger, or one of a schema that this version cannot read."""
+
+    code = "ledger-format"
+    exit_code = EXIT_INPUT
+
+
 class LedgerLockedError(LedgerError):
     """Another process held the ledger's write lock for too long."""
 

@@ -219,7 +219,12 @@ def _discrete_gaussian(sigma: float, sensitivity: int, grid: float) -> Any:
     losses = -sensitivity * (0.5 * sensitivity + noise) / sigma**2 / grid
     points = np.unique(np.concatenate([np.floor(losses), np.ceil(losses)]))
     points = points.astype(np.int64)
-    deltas = mechanism.get_delta_for_epsilon(points * grid)
+    # The noise values whose loss is at least epsilon are those up to a last one.
+    epsilons = points * grid
+    last = np.floor(-0.5 * sensitivity - epsilons * (sigma * sigma / sensitivity))
+    last = np.clip(last, -cut - 1, cut - sensitivity)
+    lower = np.exp(epsilons + mechanism.mu_lower_log_cdf(last))
+    deltas = np.clip(mechanism.mu_upper_cdf(last) - lower, 0.0, 1.0)
     # A gap of more than 709 between two losses overflows to infinity, as it should.
     with np.errstate(over="ignore"):
         masses = pld_pmf.create_pmf_pessimistic_connect_dots(grid, points, deltas)

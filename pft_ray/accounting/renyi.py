@@ -15,7 +15,8 @@ from pft_ray.accounting.events import (
     PoissonGaussian,
 )
 
-ORDERS: tuple[int, ...] = (*range(2, 21), 24, 28, 32, 40, 48, 64, 96, 128, 192, 256, 512, 1024)
+_WIDE = (40, 48, 64, 96, 128, 192, 256, 512, 1024)
+ORDERS: tuple[int, ...] = (*range(2, 33), *_WIDE)
 # The logarithm of a sum of at most 1025 terms errs by less than this, relative
 # to 1 + its value.
 _ROUNDING = 1e-13

@@ -8,15 +8,18 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from pft_ray.errors import PftError
+from pft_ray.errors import PftError, VerificationError
 from pft_ray.ledger import Anchor, read_anchors
 from pft_ray.training.headers import HEADER_FILE, read_header
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pft_ray.ledger import Verification
+
 ANCHOR_FILE = "anchor.json"
 CHECKPOINTS = "checkpoints"
+_TOLERANCE = 1e-6
 
 
 def collect_claims(output_dir: Path) -> list[Anchor]:
@@ -37,6 +40,41 @@ def collect_claims(output_dir: Path) -> list[Anchor]:
     for path in sorted(output_dir.glob("*/report.json")):
         anchors.extend(_report_anchor(path))
     return anchors
+
+
+def check_reports(output_dir: Path, verification: Verification) -> int:
+    """Compares every released report with what the ledger's events give.
+
+    Args:
+        output_dir: Folder of runs.
+        verification: Of the ledger that the runs used.
+
+    Returns:
+        The number of reports that agree.
+
+    Raises:
+        VerificationError: A report states another epsilon than the ledger's events
+            give, or names a run that the ledger does not have.
+    """
+    derived = {run.run_id: run.epsilon for run in verification.runs}
+    agreed = 0
+    for path in sorted(output_dir.glob("*/report.json")):
+        report = _load(path)
+        run_id, stated = str(report.get("run_id")), report.get("epsilon")
+        if run_id not in derived:
+            raise VerificationError(
+                f"report.json of {path.parent.name} names run {run_id!r}, which the "
+                "ledger does not have.",
+                "Name the ledger that the run was started with.",
+            )
+        if not isinstance(stated, float) or abs(stated - derived[run_id]) > _TOLERANCE:
+            raise VerificationError(
+                f"report.json of {path.parent.name} states epsilon {stated}; the "
+                f"ledger's events give {derived[run_id]:.6g}.",
+                "The report was edited or belongs to another ledger.",
+            )
+        agreed += 1
+    return agreed
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -26,7 +26,7 @@ _COLOURS = {
     "line": "#070809",
     "private": "#0a0b0c",
     "baseline": "#0d0e0f",
-    "earlier": "#101112",
+    "others": "#101112",
     "left": "#131415",
 }
 _WIDTH_IN = 4.3
@@ -126,7 +126,7 @@ def budget_svg(
     """Draws what runs took of each block's epsilon, as one bar a block.
 
     Args:
-        blocks: (name, epsilon of earlier runs, of this run, left) of each block.
+        blocks: (name, epsilon of other runs, of this run, left) of each block.
         description: The chart in words.
 
     Raises:
@@ -135,8 +135,8 @@ def budget_svg(
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot()
-        names = ("earlier runs", "this run", "left")
-        colours = ("earlier", "private", "left")
+        names = ("other runs", "this run", "left")
+        colours = ("others", "private", "left")
         for row, (name, *parts) in enumerate(blocks):
             start = 0.0
             for part, label, colour in zip(parts, names, colours, strict=True):

@@ -7,13 +7,13 @@ STYLE = """
   color-scheme: light dark;
   --page: #ffffff; --panel: #f4f6f8; --ink: #16191d; --muted: #525b66;
   --line: #cfd5db; --private: #0b5cad; --baseline: #9a4a00;
-  --earlier: #7f8a96; --left: #eef1f4;
+  --others: #7f8a96; --left: #eef1f4;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #121518; --panel: #1c2126; --ink: #e9ecef; --muted: #aab3bc;
     --line: #3b434b; --private: #74b6f7; --baseline: #f0ac5a;
-    --earlier: #7d8894; --left: #262c32;
+    --others: #7d8894; --left: #262c32;
   }
 }
 * { box-sizing: border-box; }
@@ -61,7 +61,7 @@ th { font-weight: 550; }
 .wide th[scope="row"] { white-space: normal; min-width: 7rem; max-width: 12rem; }
 .facts th { width: 42%; color: var(--muted); font-weight: 400; }
 figure { margin: .8rem 0 1.2rem; }
-svg { display: block; width: 100%; max-width: 29rem; height: auto; }
+svg { display: block; overflow: visible; width: 100%; max-width: 29rem; height: auto; }
 svg text { font-family: system-ui, sans-serif !important; }
 svg * { stroke-linejoin: round; stroke-linecap: butt; }
 code, pre { font-family: ui-monospace, monospace; font-size: .9em; }

@@ -182,7 +182,7 @@ def build_report(facts: ReportFacts) -> dict[str, Any]:
         "num_steps_planned": plan.num_steps,
         "num_steps_max": plan.num_steps_max,
         "workers": facts.workers,
-        "utility": utility_all[0]["metrics"][0] if utility_all else None,
+        "utility": utility_all[-1]["metrics"][0] if utility_all else None,
         "utility_all": utility_all,
         "interval_note": INTERVAL_NOTE,
         "ledger": {
@@ -258,7 +258,6 @@ def _whole_loss(facts: ReportFacts) -> tuple[float, float]:
             if other is line
             or other.name == line.name
             or other.name in line.overlapping
-            or line.name in other.overlapping
         ]
         epsilons.append(math.fsum(epsilon for epsilon, _ in shared))
         deltas.append(math.fsum(delta for _, delta in shared))

@@ -172,11 +172,11 @@ def _metric_figure(name: str, looks: list[dict[str, Any]]) -> Markup:
 def _budget(report: dict[str, Any], facts: ReportFacts) -> Markup:
     bars, words, rows = [], [], []
     for line in facts.blocks:
-        before = max(0.0, line.epsilon_reserved - line.run_epsilon)
+        others = max(0.0, line.epsilon_reserved - line.run_epsilon)
         left = max(0.0, line.epsilon - line.epsilon_reserved)
-        bars.append((f"{line.role}: {line.name}", before, line.run_epsilon, left))
+        bars.append((f"{line.role}: {line.name}", others, line.run_epsilon, left))
         words.append(
-            f"{line.name}: earlier runs {before:.4g}, this run {line.run_epsilon:.4g}, "
+            f"{line.name}: other runs {others:.4g}, this run {line.run_epsilon:.4g}, "
             f"left {left:.4g} of {line.epsilon:.4g}"
         )
         rows.append(
@@ -184,15 +184,15 @@ def _budget(report: dict[str, Any], facts: ReportFacts) -> Markup:
                 line.name,
                 line.role,
                 f"{round_up(line.run_epsilon, 4)}, {round_up(line.run_delta)}",
-                f"{before:.4g}",
+                f"{others:.4g}",
                 f"{left:.4g}",
                 f"{line.epsilon:.4g}, {round_up(line.delta)}",
             ]
         )
-    head = ["block", "role", "this run (ε, δ)", "earlier runs (ε)", "left (ε)"]
+    head = ["block", "role", "this run (ε, δ)", "other runs (ε)", "left (ε)"]
     head.append("whole (ε, δ)")
     caption = (
-        "Epsilon that runs have reserved of each block, as of this run's reservation. "
+        "Epsilon that runs had reserved of each block when this page was made. "
         "A run takes its whole envelope, however far it goes."
     )
     maxima = (
@@ -219,7 +219,7 @@ def _curve(facts: ReportFacts) -> Markup:
     plan = facts.plan
     words = "; ".join(f"{steps} steps: {epsilon:.4g}" for steps, epsilon in facts.curve)
     caption = (
-        "For information, computed from the plan before training. The guarantee is "
+        "For information, computed from the plan before training. What holds for it is "
         f"the value at T_max = {plan.num_steps_max}, the same wherever a run ends: "
         f"T = {plan.num_steps} planned steps and {plan.fault_reserve} that pay for "
         "steps that have to be made again."

@@ -169,7 +169,9 @@ def _rate(
 ) -> Utility:
     """A measure in [0, 1], with its interval cut to that range."""
     low, high = value - _Z * deviation, value + _Z * deviation
-    inside = (max(0.0, low), min(1.0, high)) if math.isfinite(deviation) else (0.0, 1.0)
+    inside = (0.0, 1.0)
+    if math.isfinite(deviation):  # both ends: a noisy value can lie outside [0, 1]
+        inside = (min(max(low, 0.0), 1.0), min(max(high, 0.0), 1.0))
     return Utility(metric, min(max(value, 0.0), 1.0), inside, trivial)
 
 

@@ -2,50 +2,65 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pft_ray.cli import render
-from pft_ray.errors import InputError
+from pft_ray.cli.options import JsonOption, LedgerOption, SetOption
+from pft_ray.errors import InputError, PlanError
+
+_DELTA = 1e-5
 
 
 def plan(
-    job: Annotated[Path | None, typer.Argument(help="Job file to price.")] = None,
+    job: Annotated[
+        Path | None, typer.Argument(metavar="JOB", help="Job file to price.")
+    ] = None,
     size: Annotated[
         int | None, typer.Option(help="Declared number of units n.")
     ] = None,
     sample_rate: Annotated[float | None, typer.Option(help="Sample rate q.")] = None,
     batch_size: Annotated[
-        float | None, typer.Option(help="Expected batch size, in place of q.")
+        float | None, typer.Option(help="Expected batch size q*n, in place of q.")
     ] = None,
-    noise_multiplier: Annotated[float | None, typer.Option(help="sigma")] = None,
+    noise_multiplier: Annotated[
+        float | None, typer.Option(help="Noise over clip norm, sigma.")
+    ] = None,
     epsilon: Annotated[
         float | None, typer.Option(help="Target, in place of the noise multiplier.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Planned steps T.")] = None,
-    delta: Annotated[float, typer.Option(help="delta")] = 1e-5,
-    fault_reserve: Annotated[
-        int, typer.Option(help="Extra steps for faults (calculator only).")
-    ] = 0,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value")
+    delta: Annotated[
+        float | None, typer.Option(help="Below 1/n; default 1e-5.")
     ] = None,
-    ledger: Annotated[str | None, typer.Option(help="Ledger URL or path.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    fault_reserve: Annotated[
+        int | None, typer.Option(help="Extra steps for faults; default 0.")
+    ] = None,
+    set_: SetOption = None,
+    ledger: LedgerOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Price a job file, or plain numbers, before anything is read or run."""
+    """Price a job file, or plain numbers. Reads no data and runs nothing.
+
+    With JOB the other numbers come from the file; change them with --set. Without it
+    give --size, --steps, --sample-rate or --batch-size, and --noise-multiplier (to
+    get epsilon) or --epsilon (to get the noise multiplier).
+    """
     numbers = {
-        "size": size,
-        "sample_rate": sample_rate,
-        "batch_size": batch_size,
-        "noise_multiplier": noise_multiplier,
-        "epsilon": epsilon,
-        "steps": steps,
+        "--size": size,
+        "--sample-rate": sample_rate,
+        "--batch-size": batch_size,
+        "--noise-multiplier": noise_multiplier,
+        "--epsilon": epsilon,
+        "--steps": steps,
+        "--delta": delta,
+        "--fault-reserve": fault_reserve,
     }
+    given = [name for name, value in numbers.items() if value is not None]
     if job is not None:
-        given = [f"--{name.replace('_', '-')}" for name, v in numbers.items() if v]
         if given:
             raise InputError(
                 f"A job file and {', '.join(given)} are given together.",
@@ -53,69 +68,93 @@ def plan(
             )
         result = _price_job(job, set_ or [], ledger)
     else:
-        result = _price_numbers(numbers, delta, fault_reserve)
+        if set_ or ledger is not None:
+            raise InputError(
+                f"{'--set' if set_ else '--ledger'} is given without a job file.",
+                "Name the job file, or leave it out.",
+            )
+        result = _price_numbers(numbers)
     if as_json:
         render.print_json(result)
     else:
         _show(result)
 
 
-def _price_numbers(
-    numbers: dict[str, Any], delta: float, fault_reserve: int
-) -> dict[str, Any]:
+def _price_numbers(numbers: dict[str, Any]) -> dict[str, Any]:
     """The calculator: no file, no reserve unless given."""
+    from dataclasses import replace
+
     from pft_ray.accounting.calibration import calibrate_noise_multiplier
     from pft_ray.accounting.plan import Phase, Plan
 
-    size, steps = numbers["size"], numbers["steps"]
-    rate, batch = numbers["sample_rate"], numbers["batch_size"]
-    sigma, target = numbers["noise_multiplier"], numbers["epsilon"]
-    if size is None or steps is None:
-        raise InputError(
-            "Neither a job file nor --size and --steps are given.",
-            "Run `pft plan JOB.yaml`, or give --size, --sample-rate, --steps and "
-            "--noise-multiplier or --epsilon.",
-        )
-    if size < 1 or steps < 1 or fault_reserve < 0:
-        raise InputError(
-            f"--size {size}, --steps {steps}, --fault-reserve {fault_reserve}.",
-            "Give counts of at least 1 (the reserve at least 0).",
-        )
-    if (rate is None) == (batch is None):
-        raise InputError(
-            "Exactly one of --sample-rate and --batch-size is needed.",
-            "Give the sample rate q or the expected batch size q*n.",
-        )
-    if (sigma is None) == (target is None):
-        raise InputError(
-            "Exactly one of --noise-multiplier and --epsilon is needed.",
-            "Give sigma to get epsilon, or epsilon to get sigma.",
-        )
-    rate = rate if rate is not None else batch / size
+    _check_numbers(numbers)
+    sigma, target = numbers["--noise-multiplier"], numbers["--epsilon"]
+    rate, size = numbers["--sample-rate"], numbers["--size"]
+    priced = Plan(
+        unit="record",
+        size=size,
+        sample_rate=rate if rate is not None else numbers["--batch-size"] / size,
+        noise_multiplier=sigma or 1.0,
+        phases=(Phase("all", numbers["--steps"], "all", 1.0),),
+        fault_reserve=numbers["--fault-reserve"] or 0,
+        delta=_DELTA if numbers["--delta"] is None else numbers["--delta"],
+        target_epsilon=target,
+    )
     if sigma is None:
         sigma = calibrate_noise_multiplier(
             target_epsilon=target,
-            delta=delta,
-            sample_rate=rate,
-            num_steps=steps + fault_reserve,
+            delta=priced.delta,
+            sample_rate=priced.sample_rate,
+            num_steps=priced.num_steps_max,
         )
-    plan_value = Plan(
-        unit="record",
-        size=size,
-        sample_rate=rate,
-        noise_multiplier=sigma,
-        phases=(Phase("all", steps, "all", 1.0),),
-        fault_reserve=fault_reserve,
-        delta=delta,
-        target_epsilon=target,
-    )
-    return _result(plan_value)
+        priced = replace(priced, noise_multiplier=sigma)
+    return _result(priced)
+
+
+def _check_numbers(numbers: dict[str, Any]) -> None:
+    if numbers["--size"] is None or numbers["--steps"] is None:
+        raise InputError(
+            "Neither a job file nor --size and --steps are given.",
+            "Run `pft plan JOB.yaml`, or give --size, --steps, --sample-rate or "
+            "--batch-size, and --noise-multiplier or --epsilon.",
+        )
+    for first, second in (
+        ("--sample-rate", "--batch-size"),
+        ("--noise-multiplier", "--epsilon"),
+    ):
+        if (numbers[first] is None) == (numbers[second] is None):
+            found = "Neither" if numbers[first] is None else "Both"
+            raise InputError(
+                f"{found} of {first} and {second} are given.", "Give exactly one."
+            )
+    for name, low, high in (
+        ("--size", 1, 2**40),
+        ("--steps", 1, 2**40),
+        ("--fault-reserve", 0, 2**40),
+        ("--batch-size", 1e-300, numbers["--size"]),
+        ("--sample-rate", 1e-300, 1.0),
+        ("--noise-multiplier", 0.01, 1e6),
+        ("--epsilon", 1e-300, 1e6),
+        ("--delta", 1e-300, 1.0),
+    ):
+        value = numbers[name]
+        if value is not None and not low <= value <= high:
+            raise InputError(f"{name} is {value}.", f"Give {low:g} to {high:g}.")
 
 
 def _result(plan_value: Any, pld: float | None = None) -> dict[str, Any]:
     from pft_ray.accounting.accountants import epsilon
 
-    pld = epsilon(plan_value.event, plan_value.delta) if pld is None else pld
+    event, delta = plan_value.event, plan_value.delta
+    pld = epsilon(event, delta) if pld is None else pld
+    rdp = epsilon(event, delta, accountant="rdp")
+    gdp = epsilon(event, delta, accountant="gdp")
+    if not all(math.isfinite(value) for value in (pld, rdp, gdp)):
+        raise PlanError(
+            f"Under noise multiplier {plan_value.noise_multiplier:g} the run has no "
+            "finite epsilon.",
+            "Raise the noise multiplier; 0.5 to 2 are usual.",
+        )
     return {
         "unit": plan_value.unit,
         "relation": "add_remove",
@@ -127,16 +166,11 @@ def _result(plan_value: Any, pld: float | None = None) -> dict[str, Any]:
         "num_steps_planned": plan_value.num_steps,
         "fault_reserve": plan_value.fault_reserve,
         "num_steps_max": plan_value.num_steps_max,
-        "delta": plan_value.delta,
+        "delta": delta,
         "target_epsilon": plan_value.target_epsilon,
         "epsilon": pld,
-        "epsilon_by_accountant": {
-            "pld": pld,
-            "rdp": epsilon(plan_value.event, plan_value.delta, accountant="rdp"),
-        },
-        "gdp_approximation": epsilon(
-            plan_value.event, plan_value.delta, accountant="gdp"
-        ),
+        "epsilon_by_accountant": {"pld": pld, "rdp": rdp},
+        "gdp_approximation": gdp,
     }
 
 
@@ -184,24 +218,34 @@ def _blocks(built: Any, ledger: str | None) -> list[dict[str, Any]]:
         opened = Ledger.open(location, keys_dir=keys_dir(), create=False)
         known = {status.name: status for status in opened.blocks()}
     for envelope in built.envelopes:
-        row = {
+        row: dict[str, Any] = {
             "name": envelope.block,
             "purpose": envelope.purpose,
             "run_epsilon": envelope.epsilon,
             "run_delta": envelope.delta,
+            "fits": None,
         }
         status = known.get(envelope.block)
         if status is not None:
-            row["epsilon_left_now"] = status.remaining_epsilon
-            row["epsilon_left_after"] = status.remaining_epsilon - envelope.epsilon
+            left = status.remaining_epsilon
+            row["epsilon_left_now"] = left
+            row["epsilon_left_after"] = left - envelope.epsilon
             row["fits"] = (
-                status.remaining_epsilon >= envelope.epsilon
-                and status.remaining_delta >= envelope.delta
+                left >= envelope.epsilon and status.remaining_delta >= envelope.delta
             )
-        else:
-            row["fits"] = None
+            if not row["fits"] and envelope.purpose == "training":
+                row["affordable"] = _affordable(built.plan, status)
         rows.append(row)
     return rows
+
+
+def _affordable(plan_value: Any, status: Any) -> dict[str, Any]:
+    """Which smaller run would fit what is left of the block."""
+    from pft_ray.accounting.calibration import largest_affordable
+
+    return largest_affordable(
+        plan_value, epsilon=status.remaining_epsilon, delta=status.remaining_delta
+    )
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -210,9 +254,9 @@ def _show(result: dict[str, Any]) -> None:
         ("epsilon", f"{result['epsilon']:.4f}  (PLD at T_max; RDP {by['rdp']:.4f})"),
         ("delta", f"{result['delta']:g}"),
         ("unit", f"{result['unit']}, add/remove, {result['relation_domain']} list"),
-        ("noise_multiplier", f"{result['noise_multiplier']:.6g}"),
+        ("noise multiplier", f"{result['noise_multiplier']:.6g}"),
         (
-            "sample_rate",
+            "sample rate",
             f"{result['sample_rate']:.6g}  (expected batch "
             f"{result['expected_batch_size']:.6g} of {result['size']})",
         ),
@@ -241,15 +285,30 @@ def _show(result: dict[str, Any]) -> None:
             )
         )
     for block in result.get("blocks", []):
-        left = (
-            "not created yet: pft budget create"
-            if block["fits"] is None
-            else f"{block['epsilon_left_now']:g} left now, "
-            f"{block['epsilon_left_after']:g} after"
-        )
-        rows.append((f"block {block['name']}", f"{block['run_epsilon']:g}: {left}"))
+        rows.extend(_block_rows(block))
     render.print_facts(rows)
     render.console().print(
         f"GDP approximation {result['gdp_approximation']:.4f}: shown for comparison, "
         "never used as a guarantee."
     )
+
+
+def _block_rows(block: dict[str, Any]) -> list[tuple[str, str]]:
+    asks = f"asks epsilon {block['run_epsilon']:g}; "
+    name = f"block {block['name']}"
+    if block["fits"] is None:
+        return [(name, asks + "not created yet: pft budget create JOB")]
+    left = block["epsilon_left_now"]
+    if block["fits"]:
+        after = block["epsilon_left_after"]
+        return [(name, f"{asks}{left:g} left now, {after:g} after")]
+    rows = [(name, f"{asks}{left:g} left: it does NOT fit")]
+    smaller = {k: v for k, v in block.get("affordable", {}).items() if v is not None}
+    for key, words in (
+        ("noise_multiplier", "that epsilon, by noise multiplier {:g}"),
+        ("num_steps", "{:d} planned steps"),
+        ("batch_size", "batch size {:d}"),
+    ):
+        if key in smaller:
+            rows.append(("  would fit", words.format(smaller[key])))
+    return rows

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from pft_ray.errors import PftError
 
+_SHORT = 18
+_UNLIMITED = 10_000
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -37,21 +40,28 @@ def print_error(error: PftError, *, as_json: bool) -> None:
     out.print(f"error: {error.message}", style="bold red", markup=False)
     if error.fix:
         out.print(f"       {error.fix}", markup=False)
-    for key, value in error.details.items():
-        if isinstance(value, int | float | str):
-            out.print(f"       {key}: {value}", markup=False)
 
 
-def print_table(title: str, columns: Iterable[str], rows: Iterable[list[Any]]) -> None:
-    """Prints a table of plain values."""
+def print_table(columns: list[str], rows: Iterable[list[Any]]) -> None:
+    """Prints a table of plain values; text is folded, never cut off.
+
+    Away from a terminal nothing is folded, so that lines can be searched.
+    """
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    console().print(table)
+    out = console()
+    cells = [[str(cell) for cell in row] for row in rows]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for place, column in enumerate(columns):
+        longest = max([len(column), *(len(row[place]) for row in cells)])
+        # Only long words give way when the terminal is narrow.
+        table.add_column(column, overflow="fold", no_wrap=longest <= _SHORT)
+    for row in cells:
+        table.add_row(*(Text(cell) for cell in row))
+    if not out.is_terminal:
+        out.width = _UNLIMITED
+    out.print(table)
 
 
 def print_facts(rows: Iterable[tuple[str, Any]]) -> None:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pft_ray.cli import render
-from pft_ray.errors import EXIT_BUDGET, EXIT_OTHER
+from pft_ray.cli.options import JobArgument, JsonOption, LedgerOption, SetOption
+from pft_ray.errors import EXIT_BUDGET, EXIT_OTHER, InputError
 
 if TYPE_CHECKING:
     from pft_ray.cluster.trainer import PrivateTrainer, RunResult
 
 
 def train(
-    job: Annotated[Path, typer.Argument(help="Job file.")],
+    job: JobArgument,
     address: Annotated[
         str | None, typer.Option(help="Ray address; default: a local Ray.")
     ] = None,
@@ -25,29 +25,39 @@ def train(
         bool, typer.Option("--new", help="Do not resume an unfinished run.")
     ] = False,
     resume: Annotated[str | None, typer.Option(help="Run id to resume.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value")
-    ] = None,
-    ledger: Annotated[str | None, typer.Option(help="Ledger URL or path.")] = None,
+    set_: SetOption = None,
+    ledger: LedgerOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, train nothing.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Fine-tune a model privately as a job file says."""
+    """Fine-tune a model privately as a job file says.
+
+    The newest unfinished run of the same plan is resumed; --new starts another.
+    """
     from pft_ray.cli.extras import require_train
 
     require_train("train")
+    if resume is not None and (new or dry_run):
+        raise InputError(
+            f"--resume and {'--new' if new else '--dry-run'} are given together.",
+            "Give one of them.",
+        )
     facts: dict[str, Any] = {}
     result: RunResult | None = None
     saved = render.quiet_stdout()
     try:
+        from pft_ray.cluster.placement import check_local_placement
         from pft_ray.cluster.trainer import PrivateTrainer
 
         with _Display(enabled=not as_json and sys.stderr.isatty()) as display:
             trainer = PrivateTrainer(
                 job, overrides=set_ or [], ledger=ledger, on_progress=display.update
             )
+            cluster = trainer.built.job.cluster
+            if address is None and cluster.address is None:
+                check_local_placement(cluster.workers, cluster.cpus_per_worker)
             if dry_run:
                 facts = trainer.check()
             else:
@@ -148,7 +158,7 @@ class _Display:
         out.print(
             f"{trainer.built.job.name}: epsilon {trainer.built.epsilon:.4g} at delta "
             f"{plan.delta:g}, T {plan.num_steps} + reserve {plan.fault_reserve}, "
-            f"{trainer.built.job.cluster.workers} workers",
+            f"workers {trainer.built.job.cluster.workers}",
             markup=False,
         )
         self._target = trainer.built.epsilon

@@ -47,6 +47,7 @@ class _Attempt:
     key: bytes = field(repr=False)
     tokens: tuple[bytes, ...]
     start: int
+    ended: bool = False
     granted: dict[int, int] = field(default_factory=dict)
     served: dict[tuple[int, bytes], tuple[int, int]] = field(default_factory=dict)
 
@@ -110,10 +111,10 @@ class Coordinator:
 
     def _name_reason(self, tokens: list[bytes], reason: str) -> str:
         """A roster of new incarnations over an open attempt is a worker restart."""
-        fresh = self._attempt is not None and not set(tokens) & set(
-            self._attempt.tokens
-        )
-        return "worker-restart" if fresh else reason
+        current = self._attempt
+        if current is None or current.ended or set(tokens) & set(current.tokens):
+            return reason
+        return "worker-restart"
 
     def _count_fault(self, reason: str) -> None:
         if reason not in _UNPLANNED or self._attempt is None:
@@ -146,6 +147,7 @@ class Coordinator:
             self._check_incarnation(current, rank, token)
             if start not in current.granted:
                 if self._stop:
+                    current.ended = True
                     return GrantReply("stop")
                 try:
                     current.granted[start] = self._charge(current, token, start, stop)

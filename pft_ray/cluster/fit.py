@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pft_ray.config import BuiltJob
 
 _COLLECTIVE_TIMEOUT_S = 120
+_CAUSE_LENGTH = 4000
 
 
 @dataclass
@@ -80,7 +81,8 @@ def fit_workers(
             warnings.simplefilter("ignore")
             result = trainer.fit()
     except Exception as problem:  # noqa: BLE001 - Ray raises many kinds; all end a run
-        return FitOutcome("died", _typed(problem), type(problem).__name__)
+        cause = f"{type(problem).__name__}: {problem}"[:_CAUSE_LENGTH]
+        return FitOutcome("died", _typed(problem), cause)
     worker: dict[str, Any] = result.return_value or {}
     error: PftError | None = worker.get("error")
     return FitOutcome(

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from pft_ray.cluster.specs import data_spec
+from pft_ray.cluster.model_check import check_model
+from pft_ray.cluster.specs import split_predicate
 from pft_ray.data.paths import resolve_model_path
 from pft_ray.data.prepare import PreparedData, prepare_data
 from pft_ray.data.tokenize import load_tokenizer, tokenize_table
-from pft_ray.errors import DataError
+from pft_ray.errors import DataError, InputError
 from pft_ray.ledger import dataset_commitment
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
     from pft_ray.config import JobSpec
     from pft_ray.data.tokens import TokenTable
-    from pft_ray.ledger import Ledger
+    from pft_ray.ledger import Dataset, Ledger
 
 
 class KeySource(Protocol):
@@ -62,7 +64,7 @@ def shard_of(digests: NDArray[np.uint8], rank: int, world: int) -> NDArray[np.in
 def _registered(
     job: JobSpec, base_dir: Path, key: bytes, commitment: str
 ) -> PreparedData:
-    prepared = prepare_data(data_spec(job, base_dir), key)
+    prepared = prepare_data(job.data.spec(base_dir), key)
     if dataset_commitment(key, dict(prepared.fingerprints)) != commitment:
         raise DataError(
             f"The data at {job.data.path} are not those registered as "
@@ -96,13 +98,35 @@ def load_inputs(
 
 
 def check_inputs(job: JobSpec, base_dir: Path, ledger: Ledger) -> PreparedData:
-    """Reads the data once in the driver, so that what is wrong is said early.
+    """Looks at everything once in the driver, so that what is wrong is said early.
 
     Raises:
+        InputError: The output folder cannot be written, or a block is cut otherwise
+            than the job cuts its data.
+        UnknownBlockError: A block is not there.
         DataError: The data cannot be read or are not those that were registered.
-        ModelError: The model's folder is missing.
+        ModelError: The model or its tokenizer does not suit the job.
     """
-    resolve_model_path(job.model.path, base_dir)
+    _check_output(base_dir / job.output)
+    dataset = _registration(job, ledger)
+    _check_blocks(job, ledger)
+    check_model(job, base_dir)
+    return _registered(job, base_dir, ledger.fingerprint_key(), dataset.commitment)
+
+
+def _check_output(output: Path) -> None:
+    place = output
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(
+            f"Runs cannot be written to {output}: {place} is no folder that can be "
+            "written.",
+            "Name another folder as output.",
+        )
+
+
+def _registration(job: JobSpec, ledger: Ledger) -> Dataset:
     known = {dataset.name: dataset for dataset in ledger.datasets()}
     dataset = known.get(job.data.registration)
     if dataset is None or dataset.public != job.data.public:
@@ -112,4 +136,39 @@ def check_inputs(job: JobSpec, base_dir: Path, ledger: Ledger) -> PreparedData:
             f"public: {job.data.public}.",
             "Create it with `pft budget create JOB.yaml`, or correct data.public.",
         )
-    return _registered(job, base_dir, ledger.fingerprint_key(), dataset.commitment)
+    return dataset
+
+
+def _check_blocks(job: JobSpec, ledger: Ledger) -> None:
+    """Refuses blocks that hold other units than the job's own split puts there.
+
+    Guarantee:
+        What a run does to a unit is charged to a block that the unit lies in: the
+        block is cut from the same registration by the same public predicate.
+    """
+    blocks = [(job.training_block, "train")]
+    if job.evaluation is not None:
+        blocks.append((job.validation_block, "validation"))
+    for name, role in blocks:
+        status = ledger.block_status(name)
+        if status.dataset != job.data.registration:
+            raise InputError(
+                f"Block {name!r} is cut from {status.dataset!r}, the job reads "
+                f"{job.data.registration!r}.",
+                "Name a block of the job's own registration.",
+                {"block": name},
+            )
+        wanted = split_predicate(job, role)
+        if status.predicate != wanted:
+            different = sorted(
+                key
+                for key in status.predicate.keys() | wanted.keys()
+                if status.predicate.get(key) != wanted.get(key)
+            )
+            raise InputError(
+                f"Block {name!r} is cut otherwise than the job cuts its data: "
+                f"{', '.join(different)} differ.",
+                "Use the split that the block was created with, or create blocks of "
+                "other names.",
+                {"block": name},
+            )

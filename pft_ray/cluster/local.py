@@ -20,15 +20,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # Ray reads these when its processes start. Its memory monitor kills workers by their
-# memory use, which can depend on data; lost workers must be seen within seconds.
+# memory use, which can depend on data; a lost worker must be seen within a second.
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_memory_monitor_refresh_ms": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_health_check_period_ms": "500",
-    "RAY_health_check_timeout_ms": "500",
-    "RAY_health_check_failure_threshold": "3",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
     "TOKENIZERS_PARALLELISM": "false",

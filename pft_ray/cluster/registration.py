@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pft_ray.cluster.specs import data_spec, split_predicate
+from pft_ray.cluster.specs import split_predicate
 from pft_ray.config import build_job, load_job
 from pft_ray.data.prepare import prepare_data
 from pft_ray.errors import InputError
 from pft_ray.ledger import BlockSpec, Ledger
+from pft_ray.ledger.budget import block_delta_units, block_epsilon_units
 from pft_ray.ledger.home import keys_dir, ledger_location
+
+if TYPE_CHECKING:
+    from pft_ray.config import BuiltJob
+    from pft_ray.ledger import BlockStatus, Envelope
 
 
 def create_budget(
@@ -36,20 +41,21 @@ def create_budget(
         What was registered and created, as JSON.
 
     Raises:
-        InputError: A number is out of range.
-        DataError: The data cannot be read or overlap another registration.
+        InputError: A number is out of range, a block exists otherwise, or the data
+            overlap another registration.
+        DataError: The data cannot be read.
     """
-    if runs < 1:
-        raise InputError(f"--runs is {runs}.", "Give at least 1.")
-    if (epsilon is None) != (delta is None):
-        raise InputError(
-            "--epsilon and --delta belong together.", "Give both, or --runs."
-        )
+    _check_amounts(runs, epsilon, delta)
     job = load_job(job_path, overrides)
     built = build_job(job, Path(job_path).resolve().parent)
+    blocks = [
+        _block(built, envelope, runs, epsilon=epsilon, delta=delta)
+        for envelope in built.envelopes
+    ]
     location = ledger_location(ledger or job.ledger.url, built.base_dir)
     opened = Ledger.open(location, keys_dir=keys_dir(), create=True)
-    prepared = prepare_data(data_spec(job, built.base_dir), opened.fingerprint_key())
+    _check_existing(opened, blocks)
+    prepared = prepare_data(job.data.spec(built.base_dir), opened.fingerprint_key())
     registered = opened.register_dataset(
         job.data.registration,
         public=job.data.public,
@@ -60,19 +66,9 @@ def create_budget(
         },
     )
     rows = []
-    for envelope in built.envelopes:
-        role = "train" if envelope.purpose == "training" else "validation"
-        created = opened.create_block(
-            BlockSpec(
-                name=envelope.block,
-                dataset=job.data.registration,
-                predicate=split_predicate(job, role),
-                unit=job.privacy.unit,
-                epsilon=epsilon or multiple(envelope.epsilon, runs),
-                delta=delta or multiple(envelope.delta, runs),
-            )
-        )
-        status = opened.block_status(envelope.block)
+    for envelope, block in zip(built.envelopes, blocks, strict=True):
+        created = opened.create_block(block)
+        status = opened.block_status(block.name)
         rows.append(
             {
                 "name": status.name,
@@ -80,6 +76,7 @@ def create_budget(
                 "epsilon": status.epsilon,
                 "delta": status.delta,
                 "epsilon_left": status.remaining_epsilon,
+                "runs_left": runs_left(status, envelope),
             }
         )
     return {
@@ -89,6 +86,81 @@ def create_budget(
         "public": job.data.public,
         "blocks": rows,
     }
+
+
+def _check_amounts(runs: int, epsilon: float | None, delta: float | None) -> None:
+    if runs < 1:
+        raise InputError(f"--runs is {runs}.", "Give at least 1.")
+    if (epsilon is None) != (delta is None):
+        raise InputError(
+            "--epsilon and --delta belong together.", "Give both, or --runs."
+        )
+    if epsilon is not None and delta is not None:
+        block_epsilon_units(epsilon)
+        block_delta_units(delta)
+
+
+def _block(
+    built: BuiltJob,
+    envelope: Envelope,
+    runs: int,
+    *,
+    epsilon: float | None,
+    delta: float | None,
+) -> BlockSpec:
+    role = "train" if envelope.purpose == "training" else "validation"
+    total = delta or multiple(envelope.delta, runs)
+    if total >= 1:
+        raise InputError(
+            f"{runs} runs of delta {envelope.delta:g} come to delta {total:g}.",
+            "Lower --runs, or privacy.delta: a block's delta has to be below 1.",
+        )
+    return BlockSpec(
+        name=envelope.block,
+        dataset=built.job.data.registration,
+        predicate=split_predicate(built.job, role),
+        unit=built.job.privacy.unit,
+        epsilon=epsilon or multiple(envelope.epsilon, runs),
+        delta=total,
+    )
+
+
+def _check_existing(ledger: Ledger, blocks: list[BlockSpec]) -> None:
+    """Refuses before anything is written what is known under another definition."""
+    known = {status.name: status for status in ledger.blocks()}
+    for block in blocks:
+        status = known.get(block.name)
+        if status is None:
+            continue
+        found, wanted = _definition(status), _definition(block)
+        different = [key for key in found if found[key] != wanted[key]]
+        if different:
+            raise InputError(
+                f"Block {block.name!r} exists with another {', '.join(different)}.",
+                "A block never changes: keep it as it is, or name others in "
+                "privacy.block and evaluation.block.",
+                {"block": block.name},
+            )
+
+
+def _definition(block: BlockStatus | BlockSpec) -> dict[str, Any]:
+    return {
+        "dataset": block.dataset,
+        "predicate": dict(block.predicate),
+        "unit": block.unit,
+        "epsilon": block_epsilon_units(block.epsilon),
+        "delta": block_delta_units(block.delta),
+    }
+
+
+def runs_left(status: BlockStatus, envelope: Envelope) -> int:
+    """Returns how many more runs with this envelope the block holds."""
+    if status.remaining_epsilon <= 0 or status.remaining_delta <= 0:
+        return 0
+    return min(
+        block_epsilon_units(status.remaining_epsilon) // envelope.epsilon_units,
+        block_delta_units(status.remaining_delta) // envelope.delta_units,
+    )
 
 
 def multiple(value: float, count: int) -> float:

@@ -14,7 +14,7 @@ from pft_ray.cluster.specs import model_spec
 from pft_ray.config import JobSpec, read_job
 from pft_ray.data.paths import resolve_model_path
 from pft_ray.data.tokenize import Encoded, encode_contents, load_tokenizer
-from pft_ray.errors import InputError
+from pft_ray.errors import InputError, ResumeError
 from pft_ray.training.batch import TokenBatch
 from pft_ray.training.release import load_released
 
@@ -37,10 +37,19 @@ def load_run(folder: Path) -> tuple[JobSpec, Path, TrainedModel]:
 
     Returns:
         The job, the folder its paths start from, and the model.
+
+    Raises:
+        ResumeError: plan.json is missing or damaged.
+        ModelError: The released files or the base model do not load.
     """
     document = RunFolder(folder).read_json("plan.json")
-    job = read_job(document["job"], source="plan.json")
-    base_dir = Path(document["base_dir"])
+    try:
+        job = read_job(document["job"], source="plan.json")
+        base_dir = Path(document["base_dir"])
+    except (KeyError, TypeError):
+        raise ResumeError(
+            f"The plan.json of run {folder.name} lacks the job.", "Restore the file."
+        ) from None
     model = load_released(_released_folder(folder), model_spec(job, base_dir))
     return job, base_dir, model
 
@@ -89,10 +98,19 @@ def export_model(folder: Path, out: Path, *, merge: bool) -> list[str]:
 
     Returns:
         Names of the files written.
+
+    Raises:
+        InputError: Nothing was released, or the folder cannot be written.
     """
     source = _released_folder(folder)
     if not merge:
-        shutil.copytree(source, out, dirs_exist_ok=True)
+        try:
+            shutil.copytree(source, out, dirs_exist_ok=True)
+        except (OSError, shutil.Error):
+            raise InputError(
+                f"The model cannot be written to {out}.",
+                "Check permissions and free space, or name another folder.",
+            ) from None
     else:
         job, base_dir, model = load_run(folder)
         model.save_merged(out)

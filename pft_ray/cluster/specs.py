@@ -1,11 +1,10 @@
-"""From the sections of a job to the specifications that data and training take."""
+"""From the sections of a job to the specifications that training and ledger take."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pft_ray.data.paths import resolve_model_path
-from pft_ray.data.spec import DataSpec, SplitSpec
+from pft_ray.data.paths import HUB, PACKAGE, resolve_model_path
 from pft_ray.training.models import LoraSpec, ModelSpec
 from pft_ray.training.optimizers import OptimizerSpec
 
@@ -13,28 +12,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pft_ray.config import JobSpec, PhaseSection, TrainingSection
-
-
-def data_spec(job: JobSpec, base_dir: Path) -> DataSpec:
-    """Returns the data section with its path resolved."""
-    data = job.data
-    return DataSpec(
-        path=(base_dir / data.path).resolve(),
-        num_train=data.num_train,
-        text=data.text,
-        messages=data.messages,
-        label=data.label,
-        labels=data.labels or (),
-        id=data.id,
-        user=data.user,
-        split=SplitSpec(
-            data.split.field, data.split.salt, data.split.validation_fraction
-        ),
-        num_validation=data.num_validation,
-        max_length=data.max_length,
-        deduplicate=data.deduplicate,
-        format=data.format,
-    )
 
 
 def split_predicate(job: JobSpec, role: str) -> dict[str, object]:
@@ -54,7 +31,7 @@ def model_spec(job: JobSpec, base_dir: Path) -> ModelSpec:
     model = job.model
     lora = model.lora
     return ModelSpec(
-        path=resolve_model_path(model.path, base_dir),
+        path=_portable_path(model.path, base_dir),
         task=model.task,
         num_labels=len(job.data.labels or ()),
         pooling=model.pooling,
@@ -63,6 +40,13 @@ def model_spec(job: JobSpec, base_dir: Path) -> ModelSpec:
         else LoraSpec(lora.rank, lora.alpha, lora.targets, lora.layers),
         init_seed=job.training.seed,
     )
+
+
+def _portable_path(reference: str, base_dir: Path) -> str:
+    """Package and hub references stay as written: a released adapter names them."""
+    if reference.startswith((PACKAGE, HUB)):
+        return reference
+    return resolve_model_path(reference, base_dir)
 
 
 def optimizer_spec(training: TrainingSection, phase: PhaseSection) -> OptimizerSpec:

@@ -117,7 +117,7 @@ def report_facts(
         training_block=job.training_block,
         looks=_looks(built, ledger, run_id, baseline or {}),
         workers=job.cluster.workers,
-        public=job.data.public,
+        public=ledger.dataset(job.data.registration).public,
         reservation_sequence=reservation.sequence,
         reservation_root=reservation.root,
         model=job.model.path,

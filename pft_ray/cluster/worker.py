@@ -98,6 +98,7 @@ class Worker:
             connect(settings.run_id), self.rank, new_token()
         )
         self.collective = GlooCollective()
+        self.phase = -1
         self.timings: dict[str, float] = {}
         self._started = time.perf_counter()
 
@@ -134,6 +135,8 @@ class Worker:
             self.inputs.train,
             max_micro_batch=self.job.training.max_micro_batch,
         )
+        if any(phase.trainable == "all" for phase in self.plan.phases):
+            self.model.set_trainable("all")  # the base weights are part of the state
         self.initial = self.work.state()
 
     def _restore(self) -> int:
@@ -147,10 +150,9 @@ class Worker:
 
     def _load(self, folder: Path) -> int:
         tensors, header = read_checkpoint(folder, self.plan.digest)
-        if header.step < self.plan.num_steps:
-            self.enter_phase(self.plan.phase_at(header.step)[0])
-        else:
-            self.enter_phase(len(self.plan.phases) - 1)
+        last = min(header.step, self.plan.num_steps - 1)
+        self.phase = self.plan.phase_at(last)[0]
+        self.enter_phase(self.phase)
         self.work.load_state(tensors)
         return header.step
 
@@ -175,6 +177,7 @@ class Worker:
             enter_phase=self.enter_phase,
             checkpoint=self._checkpoint,
             evaluate=self._evaluate if looks else None,
+            phase=self.phase,
         )
 
     def _evaluate(self, key: bytes) -> list[int]:
@@ -239,7 +242,11 @@ class Worker:
         partial = final.with_name(final.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        self.model.save(partial)
+        self.model.save(
+            partial,
+            labels=self.job.data.labels or (),
+            max_length=self.job.data.max_length,
+        )
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
 

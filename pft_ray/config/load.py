@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from pft_ray.config.problems import config_error
 from pft_ray.config.sections import JobSpec
 from pft_ray.errors import ConfigError
 
@@ -27,14 +28,21 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     result: dict[Any, Any] = {}
     for key_node, value_node in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            raise yaml.constructor.ConstructorError(
+                problem="merge keys (<<) are not read; write the values out",
+                problem_mark=key_node.start_mark,
+            )
         key = loader.construct_object(key_node, deep=True)
         if isinstance(key, dict | list):
-            raise ConfigError("A key is not a plain word.", "Use plain keys.")
+            raise yaml.constructor.ConstructorError(
+                problem="a key is a list or section",
+                problem_mark=key_node.start_mark,
+            )
         if key in result:
-            raise ConfigError(
-                f"The key {key!r} is given twice, again on line "
-                f"{key_node.start_mark.line + 1}.",
-                "Keep one of them.",
+            raise yaml.constructor.ConstructorError(
+                problem=f"the key {key!r} is given twice; keep one of them",
+                problem_mark=key_node.start_mark,
             )
         result[key] = loader.construct_object(value_node, deep=True)
     return result
@@ -49,29 +57,71 @@ def _parse_yaml(text: str, source: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" on line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or "it cannot be parsed"
+        problem = getattr(error, "problem", None) or getattr(error, "reason", "")
         raise ConfigError(
             f"{source} is not valid YAML{where}: {problem}.", "Mend that line."
+        ) from None
+    except (ValueError, RecursionError) as error:
+        problem = "nested too deep" if isinstance(error, RecursionError) else error
+        raise ConfigError(
+            f"{source} holds a value that YAML cannot read: {problem}.",
+            "Put text in quotes.",
         ) from None
 
 
 def _apply_overrides(data: dict[str, Any], overrides: list[str]) -> None:
     for item in overrides:
         path, separator, value = item.partition("=")
-        if not separator or not path:
+        parts = path.split(".")
+        if not separator or not all(parts):
             raise ConfigError(
-                f"--set {item!r} has no value.", "Write --set section.key=value."
+                f"--set {item!r} is not of the form key=value.",
+                "Write --set section.key=value, for example --set privacy.epsilon=4.",
             )
-        target = data
-        *parents, last = path.split(".")
-        for part in parents:
-            inner = target.setdefault(part, {})
-            if not isinstance(inner, dict):
-                raise ConfigError(
-                    f"--set {path}: {part} is not a section.", "Check the path."
-                )
-            target = inner
-        target[last] = _parse_yaml(value, f"--set {path}")
+        target: Any = data
+        for part in parts[:-1]:
+            target = _step_into(target, part, path)
+        key = _key_in(target, parts[-1], path)
+        target[key] = _parse_yaml(value, f"--set {path}")
+
+
+def _step_into(target: Any, part: str, path: str) -> Any:
+    key = _key_in(target, part, path)
+    if isinstance(target, dict):
+        target.setdefault(key, {})
+    inner = target[key]
+    if not isinstance(inner, dict | list):
+        raise ConfigError(
+            f"--set {path}: {part} is not a section.",
+            "Check the path; set the whole section with {...} if there is none.",
+        )
+    return inner
+
+
+def _key_in(target: Any, part: str, path: str) -> Any:
+    if isinstance(target, dict):
+        return part
+    if part.isdecimal() and int(part) < len(target):
+        return int(part)
+    raise ConfigError(
+        f"--set {path}: {part!r} is no place in a list of {len(target)}.",
+        f"Count from 0 to {len(target) - 1}, for example training.phases.0.steps.",
+    )
+
+
+def _check_plain(value: Any, key: str, source: str) -> None:
+    """Refuses what YAML can hold and JSON cannot, such as dates; names the key."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _check_plain(inner, f"{key}.{name}" if key else str(name), source)
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            _check_plain(inner, f"{key}.{place}", source)
+    elif value is not None and not isinstance(value, str | int | float):
+        raise ConfigError(
+            f"{source}: {key} is read as a {type(value).__name__}.",
+            f"Put {key} in quotes.",
+        )
 
 
 def read_job(
@@ -80,31 +130,34 @@ def read_job(
     """Checks a job given as plain data.
 
     Args:
-        data: Parsed YAML or JSON.
+        data: Parsed YAML or JSON; it is not changed.
         source: What to call it in errors.
-        overrides: ``section.key=value`` items that replace values.
+        overrides: ``section.key=value`` items that replace values. A number counts
+            entries of a list: ``training.phases.0.steps=5``.
 
     Raises:
         ConfigError: Names the key, what was found and what to change.
     """
     if not isinstance(data, dict):
+        kind = {"list": "a list", "str": "text"}.get(type(data).__name__, "a value")
         raise ConfigError(
-            f"{source} holds {type(data).__name__}, not sections.",
+            f"{source} holds {kind}, not sections.",
             "Start from jobs/quickstart.yaml or `pft init DATA`.",
         )
-    data = dict(data)
-    _apply_overrides(data, overrides or [])
     try:
+        data = deepcopy(data)
+        _apply_overrides(data, overrides or [])
+        _check_plain(data, "", source)
         raw = json.dumps(data)
-    except (TypeError, ValueError) as error:
+    except RecursionError:
         raise ConfigError(
-            f"{source} holds a value that is not a number, text or list: {error}.",
-            "Put text in quotes.",
+            f"{source} is nested too deep, or refers to itself.",
+            "Write the values out.",
         ) from None
     try:
         return JobSpec.model_validate_json(raw)
     except ValidationError as error:
-        raise _config_error(error, source) from None
+        raise config_error(error, source, JobSpec) from None
 
 
 def load_job(path: str | Path, overrides: list[str] | None = None) -> JobSpec:
@@ -137,52 +190,3 @@ def load_job(path: str | Path, overrides: list[str] | None = None) -> JobSpec:
 def job_schema() -> dict[str, Any]:
     """Returns the JSON schema of a job file, for editors."""
     return JobSpec.model_json_schema()
-
-
-def _fields_at(location: tuple[int | str, ...]) -> list[str]:
-    """Returns the keys that are known where an unknown key was found."""
-    model: type[BaseModel] = JobSpec
-    for part in location[:-1]:
-        if isinstance(part, int) or part not in model.model_fields:
-            continue
-        inner = _section_of(model.model_fields[part].annotation)
-        if inner is None:
-            return []
-        model = inner
-    return list(model.model_fields)
-
-
-def _section_of(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        found = _section_of(argument)
-        if found is not None:
-            return found
-    return None
-
-
-def _config_error(error: ValidationError, source: str) -> ConfigError:
-    problems = []
-    fix = "Correct the job file."
-    for item in error.errors(include_url=False, include_context=False):
-        location = item["loc"]
-        key = ".".join(str(part) for part in location) or "the job"
-        if item["type"] == "extra_forbidden":
-            known = _fields_at(location)
-            close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]!r}?" if close else f"known: {known}"
-            problems.append(f"unknown key {key}; {hint}")
-        elif item["type"] == "missing":
-            problems.append(f"{key} is missing")
-        elif item["type"] == "value_error":
-            text = item["msg"].removeprefix("Value error, ")
-            problems.append(f"{key}: {text}" if location else text)
-        else:
-            found = item["input"]
-            shown = repr(found) if not isinstance(found, dict | list) else "a section"
-            message = item["msg"][0].lower() + item["msg"][1:]
-            problems.append(f"{key} is {shown[:60]}: {message}")
-    return ConfigError(
-        f"{source}: " + "; ".join(problems) + ".", fix, {"problems": problems}
-    )

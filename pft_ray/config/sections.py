@@ -6,15 +6,23 @@ here and is public. Nothing is counted from private data.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from pft_ray.config.consistency import check_consistent
+from pft_ray.data.spec import DataSpec, SplitSpec
+from pft_ray.errors import ConfigError
 
 Positive = Annotated[float, Field(gt=2.3e-308, allow_inf_nan=False)]
+Epsilon = Annotated[float, Field(gt=2.3e-308, le=1e6, allow_inf_nan=False)]
+Delta = Annotated[float, Field(gt=2.3e-308, lt=1, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=2**40)]
 NonNegative = Annotated[int, Field(ge=0, le=2**40)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,99}$")]
+Text = Annotated[str, Field(min_length=1)]
 
 
 class Section(BaseModel):
@@ -28,119 +36,192 @@ class Section(BaseModel):
 class SplitSection(Section):
     """How a unit is assigned to the training or the validation block."""
 
-    field: str | None = Field(
+    field: Text | None = Field(
         None, description="Column whose value is hashed; the unit's id when absent."
     )
-    salt: str = Field("1", min_length=1, description="Public salt of the hash.")
-    validation_fraction: float = Field(0.2, gt=0, lt=1)
+    salt: Text = Field("1", description="Public salt of the hash.")
+    validation_fraction: float = Field(
+        0.2, gt=0, lt=1, description="Expected share of units in the validation block."
+    )
 
 
 class DataSection(Section):
     """What is read, what its columns mean, and how large it is declared to be."""
 
-    path: str = Field(min_length=1, description="File or folder, from the job file.")
+    path: Text = Field(description="File or folder, from the job file.")
     registration: Name = Field(description="Name of the registered data set.")
     public: bool = Field(False, description="Fixed when the data set is registered.")
-    format: Literal["auto", "parquet", "csv", "jsonl", "dataset"] = "auto"
-    text: str | None = Field(None, description="Column of the text.")
-    messages: str | None = Field(None, description="Column of chat messages.")
-    label: str | None = None
-    labels: tuple[str, ...] | None = Field(None, description="Declared classes.")
-    id: str | None = Field(None, description="Column of unique record ids.")
-    user: str | None = Field(None, description="Column that names the person.")
+    format: Literal["auto", "parquet", "csv", "jsonl", "dataset"] = Field(
+        "auto", description="File format; auto goes by the name."
+    )
+    text: Text | None = Field(None, description="Column of the text.")
+    messages: Text | None = Field(None, description="Column of chat messages.")
+    label: Text | None = Field(None, description="Column of the class.")
+    labels: tuple[Text, ...] | None = Field(
+        None, min_length=2, description="Declared classes."
+    )
+    id: Text | None = Field(None, description="Column of unique record ids.")
+    user: Text | None = Field(None, description="Column that names the person.")
     split: SplitSection = SplitSection()
     num_train: Count = Field(description="Declared number n of training units.")
-    num_validation: Count | None = None
-    max_length: Annotated[int, Field(ge=2, le=131072)] = 128
+    num_validation: Count | None = Field(
+        None, description="Declared number of validation units."
+    )
+    max_length: Annotated[int, Field(ge=2, le=131072)] = Field(
+        128, description="Tokens a record is padded or cut to."
+    )
     deduplicate: Literal["none", "exact", "beforehand"] = Field(
         "none",
         description="exact: equal texts once, across units. beforehand: the file was "
         "prepared across units. Both make the relation_domain 'prepared'.",
     )
 
+    def spec(self, base_dir: Path) -> DataSpec:
+        """Returns the section as the data loader takes it, with its path resolved.
+
+        Raises:
+            DataError: Columns or labels contradict one another.
+        """
+        split = self.split
+        return DataSpec(
+            path=(base_dir / self.path).resolve(),
+            num_train=self.num_train,
+            text=self.text,
+            messages=self.messages,
+            label=self.label,
+            labels=self.labels or (),
+            id=self.id,
+            user=self.user,
+            split=SplitSpec(split.field, split.salt, split.validation_fraction),
+            num_validation=self.num_validation,
+            max_length=self.max_length,
+            deduplicate=self.deduplicate,
+            format=self.format,
+        )
+
     @model_validator(mode="after")
     def _columns(self) -> DataSection:
-        if (self.text is None) == (self.messages is None):
-            msg = "give exactly one of text and messages"
-            raise ValueError(msg)
-        if (self.label is None) != (self.labels is None):
-            msg = "label and labels belong together: give both or neither"
-            raise ValueError(msg)
-        if self.labels is not None and len(set(self.labels)) < 2:
-            msg = f"labels names {len(set(self.labels))} class; two or more are needed"
-            raise ValueError(msg)
-        if self.labels is not None and len(set(self.labels)) != len(self.labels):
-            msg = "labels names a class twice"
-            raise ValueError(msg)
+        self.spec(Path())
         return self
 
 
 class LoraSection(Section):
     """Low-rank adapters and where they go."""
 
-    rank: Annotated[int, Field(ge=1, le=1024)] = 8
-    alpha: Positive = 16.0
-    targets: tuple[str, ...] = Field(min_length=1)
-    layers: tuple[NonNegative, ...] | None = None
+    rank: Annotated[int, Field(ge=1, le=1024)] = Field(8, description="Rank r.")
+    alpha: Positive = Field(16.0, description="The adapter's scale is alpha / rank.")
+    targets: tuple[Text, ...] = Field(
+        min_length=1, description="Names of the modules that get an adapter."
+    )
+    layers: tuple[NonNegative, ...] | None = Field(
+        None, min_length=1, description="Layers that get one, from 0; default: all."
+    )
 
 
 class ModelSection(Section):
     """The public base model and its task."""
 
-    path: str = Field(
-        min_length=1,
-        description="Folder, package:module/sub/folder, or hub:org/name@revision.",
+    path: Text = Field(
+        description="Folder, package:module/sub/folder, or hub:org/name@revision."
     )
-    task: Literal["classification", "causal_lm"] = "classification"
-    pooling: Literal["mean", "cls", "last"] = "mean"
-    lora: LoraSection | None = None
+    task: Literal["classification", "causal_lm"] = Field(
+        "classification", description="A head on pooled states, or next tokens."
+    )
+    pooling: Literal["mean", "cls", "last"] = Field(
+        "mean", description="How a text becomes one vector, for classification."
+    )
+    lora: LoraSection | None = Field(None, description="Low-rank adapters.")
 
 
 class PrivacySection(Section):
     """The guarantee that is asked for."""
 
-    unit: Literal["record"] = "record"
-    epsilon: Positive | None = None
-    noise_multiplier: Positive | None = None
-    delta: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)] = 1e-5
+    unit: Literal["record"] = Field("record", description="Whose presence is hidden.")
+    epsilon: Epsilon | None = Field(None, description="Target at T_max, by PLD.")
+    noise_multiplier: Annotated[float, Field(ge=0.01, le=1e6)] | None = Field(
+        None, description="sigma, in place of epsilon."
+    )
+    delta: Delta = Field(1e-5, description="Below 1/num_train.")
     fault_reserve: NonNegative | None = Field(
         None, description="Extra steps that pay for faults; default from the plan."
     )
     block: Name | None = Field(None, description="Default: registration/train.")
 
+    @field_validator("unit", mode="before")
+    @classmethod
+    def _known_unit(cls, value: object) -> object:
+        if value in ("user", "owner"):
+            raise ConfigError(
+                f"privacy.unit is {value!r}, but this version samples and clips "
+                f"single records: it cannot hide all records of one {value}.",
+                "Use unit: record, and know that it protects each record by itself.",
+            )
+        return value
+
     @model_validator(mode="after")
     def _one_of(self) -> PrivacySection:
-        if (self.epsilon is None) == (self.noise_multiplier is None):
-            msg = "give exactly one of epsilon and noise_multiplier"
-            raise ValueError(msg)
+        _exactly_one("privacy", self, "epsilon", "noise_multiplier")
         return self
 
 
 class PhaseSection(Section):
     """A stretch of steps with one trainable set, clip norm and learning rate."""
 
-    name: Name
-    steps: Count
-    trainable: Literal["head", "adapter", "adapter+head", "all"]
-    clip_norm: Positive
-    learning_rate: Positive
-    head_learning_rate: Positive | None = None
-    warmup_steps: NonNegative = 0
-    decay: Literal["constant", "linear", "cosine"] = "constant"
+    name: Name = Field(description="Name of the phase, for reports.")
+    steps: Count = Field(description="Planned steps.")
+    trainable: Literal["head", "adapter", "adapter+head", "all"] = Field(
+        description="What is trained."
+    )
+    clip_norm: Positive = Field(description="Largest contribution of a record, C.")
+    learning_rate: Positive = Field(description="Peak rate.")
+    head_learning_rate: Positive | None = Field(
+        None, description="Peak rate of the head; default: learning_rate."
+    )
+    warmup_steps: NonNegative = Field(0, description="Steps up to the peak rate.")
+    decay: Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="How the rate falls after the peak."
+    )
+
+    @model_validator(mode="after")
+    def _schedule(self) -> PhaseSection:
+        if self.warmup_steps > self.steps:
+            raise ConfigError(
+                f"warmup_steps of phase {self.name!r} is {self.warmup_steps}, but the "
+                f"phase has {self.steps} steps.",
+                "Give a warm-up no longer than the phase.",
+            )
+        if self.head_learning_rate is not None and "head" not in self.trainable:
+            raise ConfigError(
+                f"Phase {self.name!r} has a head_learning_rate but trains no head.",
+                "Remove head_learning_rate, or train adapter+head.",
+            )
+        return self
 
 
 class TrainingSection(Section):
     """How the model is trained."""
 
     batch_size: Count | None = Field(None, description="Expected units a step, q*n.")
-    sample_rate: Rate | None = None
-    phases: tuple[PhaseSection, ...] = Field(min_length=1)
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    seed: NonNegative = Field(0, description="Public seed of initial weights only.")
+    sample_rate: Rate | None = Field(
+        None, description="Probability q of a unit to be in a step."
+    )
+    phases: tuple[PhaseSection, ...] = Field(
+        min_length=1, description="Stretches of steps, one after the other."
+    )
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="The optimiser.")
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0.0, description="Rate of weight decay."
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**62)] = Field(
+        0, description="Public seed of initial weights only."
+    )
     max_micro_batch: Count = Field(64, description="Units a forward pass at most.")
-    checkpoint_interval: Count | None = None
-    grant_size: Count | None = None
+    checkpoint_interval: Count | None = Field(
+        None, description="Steps between checkpoints; default: T/20, from 1 to 5."
+    )
+    grant_size: Count | None = Field(
+        None, description="Steps charged at a time; default: T/20, from 1 to 5."
+    )
     noise_shares: Count | None = Field(None, description="Default: one a worker.")
     baseline: bool = Field(
         False, description="Also train without privacy; public data sets only."
@@ -148,13 +229,13 @@ class TrainingSection(Section):
 
     @model_validator(mode="after")
     def _one_of(self) -> TrainingSection:
-        if (self.batch_size is None) == (self.sample_rate is None):
-            msg = "give exactly one of batch_size and sample_rate"
-            raise ValueError(msg)
+        _exactly_one("training", self, "batch_size", "sample_rate")
         names = [phase.name for phase in self.phases]
         if len(set(names)) != len(names):
-            msg = "two phases have the same name"
-            raise ValueError(msg)
+            raise ConfigError(
+                f"training.phases has two phases of one name: {', '.join(names)}.",
+                "Give every phase a name of its own.",
+            )
         return self
 
 
@@ -162,52 +243,80 @@ class EvaluationSection(Section):
     """The charged looks at the validation block."""
 
     looks: tuple[Count, ...] | None = Field(
-        None, description="Step counts; default: the end of each phase."
+        None,
+        min_length=1,
+        description="Step counts; default: the end of each phase.",
     )
-    epsilon: Positive | None = Field(None, description="Default: privacy.epsilon.")
-    delta: Annotated[float, Field(gt=0, lt=1)] | None = None
-    spare_looks: NonNegative = 1
-    num_bins: Annotated[int, Field(ge=2, le=200)] = 20
-    loss_bound: Positive = 10.0
+    epsilon: Epsilon | None = Field(None, description="Default: privacy.epsilon.")
+    delta: Delta | None = Field(None, description="Default: privacy.delta.")
+    spare_looks: NonNegative = Field(
+        1, description="Looks paid for in case a crash loses one."
+    )
+    num_bins: Annotated[int, Field(ge=2, le=200, multiple_of=2)] = Field(
+        20, description="Score bins a class; an even number."
+    )
+    loss_bound: Positive = Field(
+        10.0, description="Largest loss that counts, in nats, for causal_lm."
+    )
     block: Name | None = Field(None, description="Default: registration/validation.")
+
+    @model_validator(mode="after")
+    def _rising(self) -> EvaluationSection:
+        if self.looks is not None and list(self.looks) != sorted(set(self.looks)):
+            raise ConfigError(
+                f"evaluation.looks is {list(self.looks)}.",
+                "Give step counts in rising order, each once.",
+            )
+        return self
 
 
 class ClusterSection(Section):
     """Workers and where they run; none of it changes the guarantee."""
 
-    workers: Annotated[int, Field(ge=1, le=4096)] = 1
-    cpus_per_worker: Positive = 1.0
-    address: str | None = Field(None, description="Ray address; default: local.")
-    max_failures: NonNegative = 3
-    placement_timeout_s: Positive = 60.0
+    workers: Annotated[int, Field(ge=1, le=4096)] = Field(
+        1, description="Number of workers."
+    )
+    cpus_per_worker: Positive = Field(1.0, description="CPUs of each; 0.5 is allowed.")
+    address: Text | None = Field(None, description="Ray address; default: local.")
+    max_failures: NonNegative = Field(
+        3, description="Worker deaths a start survives before it ends."
+    )
+    placement_timeout_s: Positive = Field(
+        60.0, description="How long to wait for nodes that hold the workers."
+    )
 
 
 class LedgerSection(Section):
     """Where the durable ledger is."""
 
-    url: str | None = Field(None, description="Default: $PFT_HOME/ledger.db.")
+    url: Text | None = Field(None, description="Default: $PFT_HOME/ledger.db.")
 
 
 class JobSpec(Section):
     """A whole job file."""
 
-    version: Literal[1] = 1
-    name: Name
+    version: Literal[1] = Field(1, description="Version of this format.")
+    name: Name = Field(description="Name of the job; runs are named after it.")
     data: DataSection
     model: ModelSection
     privacy: PrivacySection
     training: TrainingSection
-    evaluation: EvaluationSection | None = EvaluationSection()
+    evaluation: EvaluationSection | None = Field(
+        EvaluationSection(), description="Charged looks; null for none."
+    )
     cluster: ClusterSection = ClusterSection()
     ledger: LedgerSection = LedgerSection()
-    output: str = Field("runs", description="Folder of run folders, from here.")
+    output: Text = Field("runs", description="Folder of run folders, from here.")
 
     @model_validator(mode="after")
     def _consistent(self) -> JobSpec:
-        problem = _problem(self)
-        if problem:
-            raise ValueError(problem)
+        check_consistent(self)
         return self
+
+    @property
+    def num_steps(self) -> int:
+        """T, the planned steps of all phases."""
+        return sum(phase.steps for phase in self.training.phases)
 
     @property
     def training_block(self) -> str:
@@ -221,45 +330,10 @@ class JobSpec(Section):
         return own or f"{self.data.registration}/validation"
 
 
-def _problem(job: JobSpec) -> str | None:
-    """Returns what contradicts itself between two sections, or None."""
-    if job.model.task == "classification" and job.data.labels is None:
-        return "data.label and data.labels are needed for model.task classification"
-    if job.model.task == "causal_lm" and job.data.labels is not None:
-        return "data.labels makes no sense with model.task causal_lm; remove it"
-    return _training_problem(job) or _size_problem(job)
-
-
-def _training_problem(job: JobSpec) -> str | None:
-    trained = {p for phase in job.training.phases for p in phase.trainable.split("+")}
-    if "adapter" in trained and job.model.lora is None:
-        return "a phase trains the adapter but model.lora is missing"
-    if job.model.lora is not None and "adapter" not in trained:
-        return "model.lora is given but no phase trains the adapter"
-    if "all" in trained and len(trained) > 1:
-        return "a phase that trains all cannot be mixed with head or adapter phases"
-    if "head" in trained and job.model.task == "causal_lm":
-        return "trainable 'head' needs model.task classification"
-    return None
-
-
-def _size_problem(job: JobSpec) -> str | None:
-    if job.training.baseline and not job.data.public:
-        return "training.baseline needs data.public: true"
-    if job.evaluation is not None and job.data.num_validation is None:
-        return (
-            "data.num_validation is needed for the evaluation; "
-            "declare it or set evaluation: null"
+def _exactly_one(section: str, value: Section, first: str, second: str) -> None:
+    given = [name for name in (first, second) if getattr(value, name) is not None]
+    if len(given) != 1:
+        found = "both of" if given else "neither of"
+        raise ConfigError(
+            f"{section} has {found} {first} and {second}.", "Give exactly one of them."
         )
-    size = job.training.batch_size
-    if size is not None and size > job.data.num_train:
-        return (
-            f"training.batch_size {size} is larger than data.num_train "
-            f"{job.data.num_train}"
-        )
-    if job.cluster.workers > job.data.num_train:
-        return (
-            f"cluster.workers {job.cluster.workers} is more than the "
-            f"{job.data.num_train} declared records"
-        )
-    return None

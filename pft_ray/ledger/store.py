@@ -23,6 +23,7 @@ from pft_ray.crypto import new_token
 from pft_ray.errors import (
     InputError,
     LedgerError,
+    LedgerFormatError,
     LedgerLockedError,
     LedgerStorageError,
     PftError,
@@ -30,6 +31,7 @@ from pft_ray.errors import (
 )
 from pft_ray.ledger.entries import SCHEMA_VERSION, Entry
 from pft_ray.ledger.filesystem import refuse_network_filesystem
+from pft_ray.ledger.pages import first_bad_page
 from pft_ray.ledger.tables import Statements, metadata
 
 if TYPE_CHECKING:
@@ -49,6 +51,11 @@ _SCHEMA_WORDS = (
     "file format",
 )
 _PAGE = re.compile(r"[Pp]age (\d+)")
+_TABLE_ROOTS = "SELECT rootpage FROM sqlite_master WHERE rootpage > 0"
+_OTHER_TYPES = (
+    "SELECT seq FROM entries WHERE 'text' <> typeof(kind) OR 'text' <> typeof(body) "
+    "OR 'text' <> typeof(prev_hash) OR 'text' <> typeof(hash) ORDER BY seq LIMIT 1"
+)
 _TABLE_NAMES = "SELECT name FROM sqlite_master WHERE type = 'table'"
 _PRAGMAS = (
     "PRAGMA synchronous=FULL",
@@ -75,7 +82,12 @@ def ledger_path(url_or_path: str | Path) -> Path:
         raise InputError(
             "The ledger URL names no file.", "A ledger is durable: give a file."
         )
-    return Path(text).expanduser().absolute()
+    path = Path(text).expanduser().absolute()
+    if path.is_dir():
+        raise LedgerFormatError(
+            f"The ledger {path} is a folder.", "Name a file in it, such as ledger.db."
+        )
+    return path
 
 
 def typed_error(raised: Exception, path: Path) -> PftError:
@@ -268,12 +280,27 @@ class Store:
         return [(name, space) for name, space in self.fetch(self.sql.fingerprinted)]
 
     def find_damage(self) -> VerificationError | None:
-        """Returns what SQLite finds wrong with the file's structure, if anything."""
+        """Returns what is wrong with the file's structure, if anything."""
         try:
             lines = [str(line) for (line,) in self.fetch("PRAGMA integrity_check(20)")]
         except VerificationError as error:
-            return error
-        return None if lines == ["ok"] else damage("; ".join(lines))
+            found = error
+        else:
+            if lines == ["ok"]:
+                return None
+            found = damage("; ".join(lines))
+        log = self.path.with_name(f"{self.path.name}-wal")
+        if found.details["page"] is None and not (log.exists() and log.stat().st_size):
+            roots = [int(page) for (page,) in self.fetch(_TABLE_ROOTS)]
+            page = first_bad_page(self.path, roots)
+            if page is not None:
+                return damage(f"page {page} is not a page of a table")
+        return found
+
+    def first_row_of_another_type(self) -> int | None:
+        """Returns the first entry with a value that is not text."""
+        rows = self.fetch(_OTHER_TYPES)
+        return int(rows[0][0]) if rows else None
 
 
 def create_file(path: Path, genesis: Entry, timeout_s: float) -> None:
@@ -282,10 +309,10 @@ def create_file(path: Path, genesis: Entry, timeout_s: float) -> None:
     Two processes that create the same ledger end up with one of the two; an empty or
     half-written file never appears under the name.
     """
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    refuse_network_filesystem(path)
     draft = path.with_name(f".{path.name}.{new_token().hex()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        refuse_network_filesystem(path)
         os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
         with closing(Store(draft, timeout_s)) as store:
             store.prepare_for_writing()
@@ -335,7 +362,7 @@ def check_schema(store: Store) -> str:
     """
     names = {name for (name,) in store.fetch(_TABLE_NAMES)}
     if not {"meta", "entries", "fingerprints"} <= names:
-        raise LedgerError(
+        raise LedgerFormatError(
             f"The file {store.path.name} is not a ledger.",
             "Give the path of a ledger, or another path to create one.",
         )
@@ -348,7 +375,7 @@ def check_schema(store: Store) -> str:
             {"row": "meta"},
         )
     if int(version) != SCHEMA_VERSION:
-        raise LedgerError(
+        raise LedgerFormatError(
             f"The ledger has schema {version}; this pft_ray reads {SCHEMA_VERSION}.",
             "Upgrade pft_ray: nothing runs on a ledger it cannot read.",
             {"schema": int(version)},

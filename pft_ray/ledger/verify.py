@@ -25,7 +25,7 @@ from pft_ray.ledger.entries import bad_row
 from pft_ray.ledger.reader import LedgerReader
 from pft_ray.ledger.registration import packed_commitment, require_key
 from pft_ray.ledger.state import LedgerState, replay_row
-from pft_ray.ledger.store import Store, check_schema, damage, ledger_path
+from pft_ray.ledger.store import Store, check_schema, ledger_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -116,29 +116,23 @@ def verify(
     path = ledger.path if isinstance(ledger, LedgerReader) else ledger_path(ledger)
     anchors = list(anchors)
     with closing(_open(path)) as store:
-        ledger_id = _checked_id(store)
-        state, roots = _walk(store, {anchor.sequence for anchor in anchors})
-        if state.ledger_id != ledger_id:
-            raise VerificationError(
-                "The ledger's meta table names another ledger than its first row.",
-                "Restore the ledger from a copy that verifies.",
-                {"row": "meta"},
-            )
+        # One transaction: all that is read belongs to one moment of the ledger.
+        store.execute("BEGIN")
+        state, roots = _read(store, {anchor.sequence for anchor in anchors})
         _check_fingerprints(store, state, fingerprint_key)
     for anchor in anchors:
         if anchor.counts == "reservations":
             root = state.reservation_root(anchor.sequence)
-            check_anchor(anchor, ledger_id, state.num_reservations, root)
+            check_anchor(anchor, state.ledger_id, state.num_reservations, root)
         else:
             root = roots.get(anchor.sequence)
-            check_anchor(anchor, ledger_id, state.sequence, root)
-    runs = _check_runs(state, epsilon or _pld)
+            check_anchor(anchor, state.ledger_id, state.sequence, root)
     return Verification(
-        ledger_id=ledger_id,
+        ledger_id=state.ledger_id,
         num_entries=state.sequence,
         root=state.root,
         num_reservations=state.num_reservations,
-        runs=runs,
+        runs=_check_runs(state, epsilon or _pld),
         words=_words(anchors),
     )
 
@@ -170,24 +164,41 @@ def _open(path: Path) -> Store:
     return store
 
 
+def _read(store: Store, wanted: set[int]) -> tuple[LedgerState, dict[int, str]]:
+    """Checks structure, schema and rows; returns the state and the roots wanted."""
+    found = store.find_damage()
+    if found is not None and found.details["page"] is not None:
+        raise found
+    ledger_id = _checked_id(store)
+    state, roots = _walk(store, wanted)
+    if found is not None:
+        row = store.first_row_of_another_type()
+        raise found if row is None else bad_row(row, "holds a value that is no text")
+    if state.ledger_id != ledger_id:
+        raise VerificationError(
+            "The ledger's meta table names another ledger than its first row.",
+            "Restore the ledger from a copy that verifies.",
+            {"row": "meta"},
+        )
+    return state, roots
+
+
 def _checked_id(store: Store) -> str:
-    """Checks the file's structure and schema; returns the id it names."""
+    """Checks that the file is a ledger of this schema; returns the id it names."""
     try:
-        ledger_id = check_schema(store)
+        return check_schema(store)
     except LedgerError as error:
         if "schema" in error.details or isinstance(error, LedgerStorageError):
             raise
-        raise damage(
-            f"file is not a database of the ledger: {error.message}"
+        raise VerificationError(
+            f"{error.message} Its schema (page 1) is of something else.",
+            "Give the ledger's path, or restore it from a copy that verifies.",
+            {"page": 1},
         ) from error
-    return ledger_id
 
 
 def _walk(store: Store, wanted: set[int]) -> tuple[LedgerState, dict[int, str]]:
     """Replays every row; returns the state and the roots at the places wanted."""
-    found = store.find_damage()
-    if found is not None and found.details["page"] is not None:
-        raise found
     state = LedgerState()
     roots: dict[int, str] = {}
     try:
@@ -200,8 +211,6 @@ def _walk(store: Store, wanted: set[int]) -> tuple[LedgerState, dict[int, str]]:
         if "row" in error.details:
             raise
         raise bad_row(state.sequence + 1, f"cannot be read: {error.message}") from error
-    if found is not None:
-        raise found
     if not state.sequence:
         raise VerificationError(
             "Ledger row 1 is missing: the ledger is empty.",

@@ -38,19 +38,14 @@ def attach_adapters(
     Raises:
         ModelError: No module, or an unsupported one, has a target's name.
     """
-    targets = [
-        module
-        for name, module in model.named_modules()
-        if name.rpartition(".")[2] in spec.targets
-    ]
+    targets = _target_modules(model, spec)
     config = LoraConfig(
         task_type=_TASK_TYPES[task],
         r=spec.rank,
         lora_alpha=spec.alpha,
         lora_dropout=0.0,
-        target_modules=list(spec.targets),
-        layers_to_transform=None if spec.layers is None else list(spec.layers),
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in targets),
+        target_modules=list(spec.targets if spec.layers is None else targets),
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in targets.values()),
     )
     try:
         with warnings.catch_warnings():
@@ -59,7 +54,7 @@ def attach_adapters(
     except (ValueError, TypeError, AttributeError) as error:
         raise ModelError(
             f"No adapter fits: {error}",
-            "Name Linear modules of the model as targets and layers it has.",
+            "Name Linear modules of the model as targets.",
         ) from None
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -68,6 +63,29 @@ def attach_adapters(
             elif ".lora_B." in name:
                 parameter.zero_()
     return wrapped
+
+
+def _target_modules(model: nn.Module, spec: LoraSpec) -> dict[str, nn.Module]:
+    """Returns the modules that get an adapter, by their full names.
+
+    A module's layer is the first number in its name.
+    """
+    found: dict[str, nn.Module] = {}
+    reached: set[int] = set()
+    for name, module in model.named_modules():
+        parts = name.split(".")
+        numbers = [int(part) for part in parts if part.isdecimal()]
+        layer = numbers[0] if numbers else -1
+        if parts[-1] in spec.targets and (spec.layers is None or layer in spec.layers):
+            found[name] = module
+            reached.add(layer)
+    if not found or not set(spec.layers or ()) <= reached:
+        raise ModelError(
+            f"No module named {' or '.join(spec.targets)} in "
+            f"{'the model' if spec.layers is None else 'some of the layers named'}.",
+            "Name Linear modules of the model as targets, and layers it has.",
+        )
+    return found
 
 
 def write_adapters(wrapped: Any, base: str, folder: Path) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from pft_ray.errors import ModelError
 from pft_ray.training.families import entered, family_of, model_inputs
 
 if TYPE_CHECKING:
@@ -34,8 +35,13 @@ class TextClassifier(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.pooling = pooling
-        hidden_size = int(backbone.config.hidden_size)  # type: ignore[union-attr, arg-type]
-        self.head = nn.Linear(hidden_size, num_labels, dtype=torch.float32)
+        size = getattr(backbone.config, "hidden_size", None)
+        if not isinstance(size, int):
+            raise ModelError(
+                f"A {type(backbone).__name__} does not say its hidden size.",
+                "Use a model whose config has hidden_size.",
+            )
+        self.head = nn.Linear(size, num_labels, dtype=torch.float32)
         with torch.no_grad():
             self.head.weight.normal_(std=0.02, generator=generator)
             self.head.bias.zero_()

@@ -33,15 +33,22 @@ _LOADING_ERRORS = (
 )
 
 
-def load_base(spec: ModelSpec) -> nn.Module:
+def load_base(spec: ModelSpec, *, is_outline: bool = False) -> nn.Module:
     """Returns the base model in fp32, in evaluation mode, without any dropout.
 
     A pooler is taken off: nothing here uses it.
+
+    Args:
+        spec: The model.
+        is_outline: Read names and shapes of the weights only (torch's meta device):
+            everything is checked and nothing takes memory.
 
     Raises:
         ModelError: The source is missing, damaged or unknown, or lacks weights.
     """
     source, options = pretrained_arguments(resolve_model_path(spec.path))
+    if is_outline:
+        options["device_map"] = {"": "meta"}
     auto = AutoModel if spec.task == "classification" else AutoModelForCausalLM
     try:
         with _quiet():
@@ -56,8 +63,9 @@ def load_base(spec: ModelSpec) -> nn.Module:
                 **options,
             )
     except _LOADING_ERRORS as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"The model {spec.path!r} does not load: {error}",
+            f"The model {spec.path!r} does not load: {reason}",
             "Give a model with config.json and safetensors weights that "
             f"transformers {transformers.__version__} knows without remote code.",
         ) from error

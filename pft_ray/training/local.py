@@ -64,6 +64,7 @@ class LocalWork:
         self._clipper: PerRecordClipper | None = None
         self._optimizer: PrivateOptimizer | None = None
         self._faulty: set[int] = set()
+        self._base_moved = False
 
     @property
     def num_parameters(self) -> int:
@@ -128,6 +129,7 @@ class LocalWork:
     def apply(self, grad: PrivateGrad) -> None:
         """Makes one optimiser step with a private gradient."""
         self._phase_optimizer.apply(grad)
+        self._base_moved = self._base_moved or self._trainable == "all"
 
     def state(self) -> dict[str, torch.Tensor]:
         """Returns copies of everything training changes, for a checkpoint.
@@ -189,7 +191,7 @@ class LocalWork:
         A faulty record gets the uniform distribution; nothing is raised for it.
         """
         num_labels = self._model.spec.num_labels
-        default = torch.full((num_labels,), 1.0 / num_labels)
+        default = torch.full((num_labels,), 1.0 / max(1, num_labels))
         return self._evaluate(table, self._model.probabilities, default)
 
     def evaluate_losses(self, table: TokenTable) -> NDArray[np.float32]:
@@ -221,8 +223,12 @@ class LocalWork:
         run: Callable[[Callable[[], torch.Tensor], int], _SumAndNorms],
     ) -> torch.Tensor:
         rows = np.asarray(positions, dtype=np.int64)
-        if len(np.unique(rows)) != len(rows):
+        distinct = np.unique(rows)
+        if len(distinct) != len(rows):
             msg = "a record is in the batch twice"
+            raise ValueError(msg)
+        if len(rows) and not 0 <= distinct[0] <= distinct[-1] < len(self._table):
+            msg = f"positions must lie in [0, {len(self._table)})"
             raise ValueError(msg)
         usable = rows[self._table.lengths[rows] > 0]
         self._faulty.update(np.setdiff1d(rows, usable).tolist())
@@ -283,17 +289,17 @@ class LocalWork:
             if name.startswith(_PARAMETER)
         }
         own = dict(self._model.kept_parameters())
-        fits = (
-            set(stored) <= set(own) if self._model.is_full else set(stored) == set(own)
-        )
+        spared = {n for n in own if not self._base_moved and self._model.is_base(n)}
+        fits = set(own) - spared <= set(stored) <= set(own)
         if not fits or any(stored[n].shape != own[n].shape for n in stored):
             raise ResumeError(
                 "The checkpoint holds other parameters than this model trains.",
-                "Resume with the job file it was made with.",
+                "Resume with the job file it was made with, on a freshly loaded model.",
             )
         with torch.no_grad():
             for name, value in stored.items():
                 own[name].copy_(value)
+        self._base_moved = any(self._model.is_base(name) for name in stored)
 
     def _evaluate(
         self,

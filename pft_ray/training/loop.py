@@ -118,6 +118,8 @@ class TrainingLoop:
         enter_phase: Called with the phase index before its first step here.
         checkpoint: Called on every rank with the number of steps done.
         evaluate: Given a look's key, returns noisy counts; called on rank 0 only.
+        phase: Index of the phase that was entered already, by a restored checkpoint;
+            entering it again would start its optimiser afresh.
     """
 
     plan: Plan
@@ -126,9 +128,9 @@ class TrainingLoop:
     enter_phase: Callable[[int], None]
     checkpoint: Callable[[int, int], None]
     evaluate: Callable[[bytes], list[int]] | None = None
+    phase: int = -1
     attempt: int = -1
     attempt_start: int = 0
-    _phase: int = -1
     _reopenings: int = 0
 
     def run(self, start: int, reason: str) -> LoopOutcome:
@@ -197,9 +199,9 @@ class TrainingLoop:
 
     def _enter(self, step: int) -> None:
         index, _ = self.plan.phase_at(step)
-        if index != self._phase:
+        if index != self.phase:
             self.enter_phase(index)
-            self._phase = index
+            self.phase = index
 
     def _save(self, step: int) -> None:
         self.checkpoint(step, self.attempt)

@@ -120,6 +120,10 @@ class TrainedModel:
         named = list(self.module.named_parameters())
         return [(n, p) for n, p in named if self._full or _part_of(n) != "base"]
 
+    def is_base(self, name: str) -> bool:
+        """Returns whether the parameter ``name`` is one of the base model's own."""
+        return _part_of(name) == "base"
+
     def frozen_depth(self) -> int | None:
         """Returns how many layers lie below the lowest adapter.
 
@@ -222,15 +226,16 @@ class TrainedModel:
         return self.stack if isinstance(self.module, TextClassifier) else self.module
 
 
-def load_model(spec: ModelSpec) -> TrainedModel:
+def load_model(spec: ModelSpec, *, is_outline: bool = False) -> TrainedModel:
     """Loads the base model and puts fresh adapters and head on it.
 
-    Their initial values depend on ``spec.init_seed`` alone.
+    Their initial values depend on ``spec.init_seed`` alone. An outline has the base
+    model's names and shapes without its weights, for checks.
 
     Raises:
         ModelError: The model is missing, damaged, incomplete, or takes no adapters.
     """
-    base = load_base(spec)
+    base = load_base(spec, is_outline=is_outline)
     adapters = None
     if spec.lora is not None:
         generator = torch.Generator().manual_seed(2 * spec.init_seed)

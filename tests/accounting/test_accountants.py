@@ -157,6 +157,19 @@ def test_gaussian_on_the_grid_is_never_below_the_exact_value():
             assert exact - 1e-8 <= grid <= exact + 2e-3
 
 
+def test_every_kind_of_event_counts_in_a_mixture():
+    """One Gaussian, one sampled almost always, one discrete and almost smooth."""
+    kinds = (
+        Gaussian(2.0),
+        PoissonGaussian(1 - 2**-40, 2.0),
+        DiscreteGaussian(2e3, 1000),
+    )
+    for parts in (kinds, kinds[:2], kinds[1:], kinds[::2]):
+        exact = epsilon(Repeat(Gaussian(2.0), len(parts)), 1e-5)
+        found = epsilon(Composed(parts), 1e-5, grid=SEARCH_GRID)
+        assert exact - 1e-6 <= found <= exact + 2e-3
+
+
 def exact_sampled_delta(rate, sigma, eps):
     """Hockey-stick divergence of one sampled Gaussian, larger of both directions."""
     # remove: (1-q) N(0) + q N(1) against N(0)
@@ -376,7 +389,7 @@ def test_unknown_names_are_refused():
 def test_only_upper_bounds_may_gate():
     assert require_gate("pld") == "pld"
     assert require_gate("rdp") == "rdp"
-    with pytest.raises(PlanError, match="gdp"):
+    with pytest.raises(PlanError, match="understate"):
         require_gate("gdp")
     with pytest.raises(PlanError, match="moments"):
         require_gate("moments")

@@ -46,7 +46,7 @@ def run(rate, sigma, count):
         (0.1, 1e-6, 0.01, 1000, None),
         (50.0, 1e-5, 0.1, 100, None),
         (2.0, 1e-5, 1.0, 100, None),
-        (1.0, 1e-7, 1e-4, 100_000, None),
+        (1.0, 1e-7, 1e-3, 10_000, None),
     ],
 )
 def test_noise_is_private_and_within_a_thousandth_of_tight(

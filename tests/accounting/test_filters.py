@@ -64,7 +64,8 @@ def test_units_add_up_however_a_run_is_charged(rate, sigma, count, parts, order)
     assert rho_units(pair, order) == rho_units(Repeat(step, count), order) + rho_units(
         Gaussian(3.0), order
     )
-    assert whole >= renyi_divergence(count_leaves(step), order) * count * parts * UNITS
+    divergence = renyi_divergence(count_leaves(step), order) * count * parts
+    assert whole >= divergence * UNITS * (1 - 1e-9)
 
 
 @given(

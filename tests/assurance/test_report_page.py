@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pft_ray.accounting.plan import Phase
 from pft_ray.assurance.figures import budget_svg
+from pft_ray.assurance.markup import tag
 from pft_ray.assurance.page_style import STYLE
 from pft_ray.assurance.report import Look, build_report
 from pft_ray.assurance.report_html import render_html
@@ -151,7 +152,7 @@ def test_both_palettes_have_the_contrast_that_reading_needs():
         for ground in ("page", "panel"):
             for colour in ("ink", "muted", "private", "baseline"):
                 assert contrast(palette[colour], palette[ground]) >= 4.5, colour
-        assert contrast(palette["earlier"], palette["page"]) >= 3
+        assert contrast(palette["others"], palette["page"]) >= 3
         assert contrast(palette["muted"], palette["left"]) >= 3
 
 
@@ -263,15 +264,28 @@ def test_any_number_of_looks_is_drawn(number):
 
 def test_bars_are_as_long_as_the_budget_they_stand_for():
     drawing = budget_svg([("mail/train", 9.0, 3.0, 18.0)], "words")
-    lengths = {}
+    bars = {}
     for path, colour in re.findall(
         r'<path d="([^"]+)"[^>]*style="fill: var\(--(\w+)\); stroke: var\(--muted\)',
         drawing,
     ):
         places = [float(x) for x in re.findall(r"[ML] ([\d.]+) ", path)]
-        lengths[colour] = max(lengths.get(colour, 0), max(places) - min(places))
-    assert lengths["earlier"] / lengths["private"] == pytest.approx(3, rel=1e-3)
-    assert lengths["left"] / lengths["private"] == pytest.approx(6, rel=1e-3)
+        bars.setdefault(colour, (min(places), max(places)))  # the legend comes later
+    others, this, left = (bars[name] for name in ("others", "private", "left"))
+    unit = this[1] - this[0]
+    assert others[1] - others[0] == pytest.approx(3 * unit, rel=1e-3)
+    assert left[1] - left[0] == pytest.approx(6 * unit, rel=1e-3)
+    assert (this[0], left[0]) == pytest.approx((others[1], this[1]))
+
+
+def test_markup_escapes_text_and_attributes_but_not_itself():
+    inner = tag("b", "<&>")
+    assert inner == "<b>&lt;&amp;&gt;</b>"
+    assert tag("p", inner, aria_label='"x" & <y>', class_="z") == (
+        '<p aria-label="&quot;x&quot; &amp; &lt;y&gt;" class="z">'
+        "<b>&lt;&amp;&gt;</b></p>"
+    )
+    assert tag("br") == "<br>"
 
 
 def test_missing_matplotlib_names_the_extra(monkeypatch):

@@ -102,7 +102,7 @@ def test_trainable_parameters_must_be_listed():
 
 def test_listed_parameters_must_be_trainable_and_the_models_own():
     module = nn.Sequential(nn.Linear(3, 3).requires_grad_(False))
-    with pytest.raises(ModelError, match="'0.weight' is frozen"):
+    with pytest.raises(ModelError, match=r"'0\.weight' is frozen"):
         PerRecordClipper(module, [("0.weight", module[0].weight)])
 
 
@@ -110,7 +110,7 @@ def test_a_parameter_without_gradient_is_named():
     module = nn.ModuleDict({"used": nn.Linear(3, 1), "unused": nn.Linear(3, 1)})
     clipper = PerRecordClipper(module, list(module.named_parameters()))
     x = torch.randn(2, 3)
-    with pytest.raises(ModelError, match="'unused.weight' got no gradient"):
+    with pytest.raises(ModelError, match=r"'unused\.weight' got no gradient"):
         clipper.clipped_sum(lambda: module["used"](x).sum(1), 2, 1.0)
 
 

@@ -68,6 +68,9 @@ def test_a_record_cannot_be_in_a_batch_twice(tiny_folders):
     work = work_on(tiny_folders["bert"])
     with pytest.raises(ValueError, match="twice"):
         work.clipped_sum(np.array([1, 2, 1]), 1.0)
+    for rows in ([-1, 9], [3, 10]):
+        with pytest.raises(ValueError, match="positions"):
+            work.clipped_sum(np.array(rows), 1.0)
 
 
 def test_a_step_needs_a_phase(tiny_folders):
@@ -277,8 +280,9 @@ def test_evaluation_follows_the_parameters(tiny_folders):
             np.testing.assert_allclose(found, fresh.evaluate_losses(table), rtol=1e-6)
 
 
-def test_causal_losses_count_only_a_records_own_targets(tiny_folders):
-    model = loaded(spec_of(tiny_folders["llama"], "llama", lora=True))
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt2-tied"])
+def test_causal_losses_count_only_a_records_own_targets(tiny_folders, kind):
+    model = loaded(spec_of(tiny_folders[kind], kind, lora=True))
     table = random_table(5, seed=2)
     table.loss_mask[3] = 0
     work = LocalWork(model, table, max_micro_batch=2)
@@ -316,7 +320,11 @@ def test_plain_sum_does_not_clip(tiny_folders):
     assert relative_error(work.plain_sum(EVERYONE), expected) < 1e-10
 
 
-PHASES = [("head", ADAMW), ("adapter+head", ADAMW), ("head", replace(ADAMW, name="sgd"))]
+PHASES = [
+    ("head", ADAMW),
+    ("adapter+head", ADAMW),
+    ("head", replace(ADAMW, name="sgd")),
+]
 
 
 def trained(work, start, stop, phase_steps=4):
@@ -371,6 +379,25 @@ def test_a_state_is_a_copy(tiny_folders):
     )
 
 
+def test_loaded_adapters_are_seen_by_kept_features(tiny_folders):
+    """A head phase keeps features; loading other adapters makes them anew."""
+    table = random_table(10, seed=6)
+    work = work_on(tiny_folders["bert"], trainable="head", table=table)
+    old_sum = work.clipped_sum(EVERYONE, 0.3).vector
+    old_losses = work.evaluate_losses(table)
+    state = {k: v for k, v in work.state().items() if k.startswith("parameter/")}
+    for name in state:
+        if ".lora_B" in name:
+            state[name] = state[name] + 0.5
+    work.load_state(state)
+    expected = reference(work, table, 0.3, EVERYONE)
+    assert relative_error(old_sum, expected) > 1e-3
+    assert relative_error(work.clipped_sum(EVERYONE, 0.3).vector, expected) < 1e-10
+    fresh = LocalWork(work._model, table, max_micro_batch=4).evaluate_losses(table)
+    assert np.abs(old_losses - fresh).max() > 1e-3
+    np.testing.assert_allclose(work.evaluate_losses(table), fresh, rtol=1e-6)
+
+
 def test_a_state_of_another_phase_or_model_is_refused(tiny_folders):
     work = work_on(tiny_folders["bert"])
     work.apply(PrivateGrad(torch.ones(work.num_parameters)))
@@ -399,14 +426,34 @@ def test_full_fine_tuning_resumes_and_keeps_every_weight(tiny_folders):
     assert "parameter/backbone.embeddings.word_embeddings.weight" in first
 
 
+def test_trained_base_weights_are_never_left_behind(tiny_folders):
+    """A state without base weights does not undo full fine-tuning: it is refused."""
+    spec = spec_of(tiny_folders["bert"], "bert")
+    work = LocalWork(loaded(spec), random_table(10), max_micro_batch=4)
+    initial = work.state()
+    work.start_phase("all", ADAMW)
+    work.load_state(initial)
+    complete = work.state()
+    work.apply(PrivateGrad(torch.ones(work.num_parameters)))
+    with pytest.raises(ResumeError, match="freshly loaded"):
+        work.load_state(initial)
+    work.start_phase("all", ADAMW)
+    work.load_state(complete)
+    found = work.state()
+    names = [name for name in complete if name.startswith("parameter/")]
+    assert all(torch.equal(complete[name], found[name]) for name in names)
+    with pytest.raises(ResumeError, match="freshly loaded"):
+        work.load_state(initial)
+
+
 def test_records_that_influence_one_another_are_refused(tiny_folders):
-    """A loss that subtracts the batch's mean couples the records."""
+    """A loss scaled by the batch's mean: no record has a gradient of its own."""
     model = loaded(spec_of(tiny_folders["bert"], "bert"))
     losses = model.losses
 
     def coupled(batch):
         each = losses(batch)
-        return each + 0.5 * each.mean()
+        return each * each.detach().mean()
 
     model.losses = coupled
     work = LocalWork(model, random_table(3), max_micro_batch=2)

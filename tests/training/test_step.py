@@ -15,6 +15,7 @@ from pft_ray.errors import VoidStepError
 from pft_ray.mechanisms import SampledGaussian, assign_shares
 from pft_ray.training.step import Alone, PrivateStep, StepKeys, privatise
 from pft_ray.training.types import ClippedSum, PrivateGrad
+from tests.training.ranks import Ranks
 
 KEY = bytes(range(32))
 SIZE = 20_000
@@ -65,34 +66,6 @@ class CountingWork:
     def apply(self, grad):
         assert isinstance(grad, PrivateGrad)
         self.grads.append(grad.vector)
-
-
-class Ranks:
-    """Ranks as threads; gathers and reductions meet at a barrier."""
-
-    def __init__(self, world: int) -> None:
-        self.world = world
-        self.slots: list = [None] * world
-        self.barrier = threading.Barrier(world, timeout=20)
-
-    def of(self, rank: int):
-        group = self
-
-        class Collective:
-            def _exchange(self, value):
-                group.slots[rank] = value
-                group.barrier.wait()
-                found = list(group.slots)
-                group.barrier.wait()
-                return found
-
-            def gather(self, words):
-                return self._exchange(words)
-
-            def reduce(self, share):
-                return sum(self._exchange(share.vector))
-
-        return Collective()
 
 
 def digests(count: int) -> np.ndarray:
@@ -167,7 +140,7 @@ def test_batches_do_not_depend_on_the_number_of_workers():
     drawn = []
     for world in (1, 2, 3):
         works, _ = run_world(world, 3, list(range(6)))
-        drawn.append([sorted(sum((w.drawn[s] for w in works), [])) for s in range(6)])
+        drawn.append([sorted(u for w in works for u in w.drawn[s]) for s in range(6)])
     assert drawn[0] == drawn[1] == drawn[2]
     assert all(drawn[0])
 

@@ -1,0 +1,83 @@
+"""How much of a step is spent waiting for the coordinator, in real runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pieces
+from cards import Card, Figure
+
+# phase, name, most of a step that may be spent waiting (a ratio)
+PHASES = ((0, "head", 0.05), (1, "LoRA", 0.01))
+_NOT_STEPS = ("data_key", "dataset_commitment", "mark_non_private")
+
+
+def shares_of(notes: dict[str, Any], first: int, last: int) -> dict[str, float]:
+    """Returns one rank's seconds a step in the steps [first, last).
+
+    Args:
+        notes: What the rank noted.
+        first: First step of the phase.
+        last: One past its last step.
+    """
+    steps = [s for number, s in notes["steps"] if first <= number < last]
+    waits = {"grants": 0.0, "other": 0.0}
+    for number, method, waited in notes["calls"]:
+        if method in _NOT_STEPS:
+            continue
+        if method == "request":
+            inside, kind = first <= number < last, "grants"
+        else:  # after a step, except the attempt's opening before the first
+            inside, kind = first < number <= last or number == first == 0, "other"
+        if inside:
+            waits[kind] += waited / len(steps)
+    return {"step": float(np.median(steps)), **waits}
+
+
+def coordinator_card(runs: list[list[dict[str, Any]]], *, quick: bool) -> Card:
+    """Returns the card of several runs; the rank that waits longest counts."""
+    plan = pieces.quickstart().plan
+    card = Card(
+        "coordinator",
+        "The coordinator's share of a step",
+        "quickstart",
+        f"The same runs of jobs/quickstart.yaml, two workers, grants of "
+        f"{plan.grant_size} steps. Waiting: all time in calls of the coordinator "
+        "(grants, progress, checkpoint rows, looks, the attempt), spread over the "
+        "phase's steps, of the rank that waits longest. A step: the median from its "
+        "keys to the end of the optimiser; the first step of the head phase, which "
+        "fills the cache of the frozen layers, does not move it. The share is waiting "
+        "over waiting and step. Means of the runs.",
+        quick=quick,
+    )
+    card.details = {"runs": runs}
+    ends = sorted(int(step) for step in runs[0][0]["scores"])
+    for phase, name, limit in PHASES:
+        first, last = (0, ends[0]) if phase == 0 else (ends[0], ends[1])
+        found = []
+        for ranks in runs:
+            rows = [shares_of(notes, first, last) for notes in ranks]
+            found.append(max(rows, key=lambda row: row["grants"] + row["other"]))
+        step, grants, other = (
+            float(np.mean([row[key] for row in found]))
+            for key in ("step", "grants", "other")
+        )
+        total = step + grants + other
+        card.figures += [
+            Figure(
+                f"{name} step: share of all waiting",
+                100 * (grants + other) / total,
+                "%",
+                at_most=100 * limit,
+            ),
+            Figure(f"{name} step: share of grants alone", 100 * grants / total, "%"),
+            Figure(f"{name} step", 1000 * step, "ms"),
+            Figure(f"{name} step: waiting for grants", 1000 * grants, "ms"),
+            Figure(f"{name} step: other waiting", 1000 * other, "ms"),
+        ]
+    card.notes.append(
+        "Goal for the LoRA step: 0.5 %. Other waiting happens where a checkpoint or a "
+        "look is due, not in every step."
+    )
+    return card

@@ -1,0 +1,570 @@
+"""Verification names the first bad row or the page, and prices runs anew."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from pft_ray.accounting.events import NonPrivate, PoissonGaussian, Repeat
+from pft_ray.errors import (
+    InputError,
+    LedgerBehindError,
+    LedgerError,
+    VerificationError,
+)
+from pft_ray.ledger import Anchor, Envelope, Ledger, LedgerState, Position, verify
+from pft_ray.ledger.entries import make_entry
+from tests.ledger.builders import (
+    TRAIN,
+    add_blocks,
+    live_through,
+    make_envelopes,
+    make_full_ledger,
+    make_plan,
+    nonce,
+    num_rows,
+    open_ledger,
+    price_nothing,
+    raw,
+    start_run,
+)
+
+COMPLETENESS = "valid prefix, completeness not proven"
+
+
+def check(path, *anchors, **options):
+    return verify(path, anchors, **{"epsilon": price_nothing, **options})
+
+
+@pytest.fixture
+def full(tmp_path):
+    """The path of a closed ledger with one whole run."""
+    return make_full_ledger(tmp_path / "full")
+
+
+def rows_of(path):
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute("SELECT * FROM entries ORDER BY seq").fetchall()
+
+
+def anchor_of(path, *, counts="entries"):
+    with Ledger.open(path) as ledger:
+        at = ledger.position()
+        if counts == "reservations":
+            at = ledger.reservation_position(ledger.runs()[-1].run_id)
+        return Anchor(ledger.ledger_id, at.sequence, at.root, "checkpoint x", counts)
+
+
+# -- a sound ledger -----------------------------------------------------------------
+
+
+def test_a_sound_ledger_verifies(full):
+    result = check(full)
+    assert result.words == COMPLETENESS
+    assert result.num_entries == num_rows(full)
+    assert result.root == rows_of(full)[-1][4]
+    (run,) = result.runs
+    assert (run.run_id, run.num_steps_charged, run.num_steps_max) == ("run", 10, 25)
+    assert json.dumps(result.to_dict())
+
+
+def test_an_open_ledger_verifies_with_what_others_append(tmp_path):
+    with open_ledger(tmp_path) as ledger, open_ledger(tmp_path) as other:
+        add_blocks(ledger)
+        start_run(other)
+        assert check(ledger).num_entries == other.position().sequence
+
+
+def test_verification_changes_no_byte(full):
+    before = full.read_bytes()
+    check(full)
+    assert full.read_bytes() == before
+
+
+def test_needs_a_file(tmp_path):
+    with pytest.raises(InputError):
+        check(tmp_path / "none.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_newer_schema_is_refused_and_not_called_damage(full):
+    raw(full, "UPDATE meta SET value = '2' WHERE key = 'schema_version'")
+    with pytest.raises(LedgerError, match="schema 2"):
+        check(full)
+
+
+# -- rows ---------------------------------------------------------------------------
+
+
+def test_a_flipped_byte_in_any_row_names_the_row(full, tmp_path):
+    data, copy = full.read_bytes(), tmp_path / "copy.db"
+    for sequence, kind, body, _, own in rows_of(full):
+        record = data.index(f"{kind}{body}".encode())
+        for start, length in (
+            (record, len(kind + body)),
+            (data.index(own.encode()), 64),
+        ):
+            for offset in (start, start + length // 2, start + length - 1):
+                changed = bytearray(data)
+                changed[offset] ^= 1
+                copy.write_bytes(changed)
+                with pytest.raises(VerificationError, match="row") as caught:
+                    check(copy)
+                named = caught.value.details["row"]
+                # A hash lies in its own row and in the next one's link to it.
+                assert named in (sequence, sequence + 1), (sequence, caught.value)
+                with pytest.raises(VerificationError):
+                    Ledger.open(copy)
+
+
+def test_a_changed_body_with_a_good_looking_hash_is_caught_by_the_next_row(full):
+    """Someone who recomputes one hash has to recompute all that follow."""
+    from pft_ray.ledger.entries import entry_hash
+
+    sequence, kind, body, previous, _ = rows_of(full)[5]
+    forged = body.replace('"epsilon_units":1000000000', '"epsilon_units":1')
+    forged = forged if forged != body else body.replace('"epoch":1', '"epoch":2')
+    own = entry_hash(previous, sequence, kind, forged)
+    raw(
+        full,
+        f"UPDATE entries SET body = '{forged}', hash = '{own}' WHERE seq = {sequence}",
+    )
+    with pytest.raises(VerificationError) as caught:
+        check(full)
+    assert caught.value.details["row"] in (sequence, sequence + 1)
+
+
+@pytest.mark.parametrize("removed", [1, 2, 7, 12])
+def test_a_removed_row_is_named(full, removed):
+    raw(full, f"DELETE FROM entries WHERE seq = {removed}")
+    with pytest.raises(VerificationError, match=f"row {removed} is missing") as caught:
+        check(full)
+    assert caught.value.details["row"] == removed
+    assert caught.value.exit_code == 4
+
+
+def test_a_removed_row_is_named_when_later_ones_move_up(full):
+    raw(
+        full,
+        "DELETE FROM entries WHERE seq = 7",
+        *(f"UPDATE entries SET seq = {s - 1} WHERE seq = {s}" for s in range(8, 17)),
+    )
+    with pytest.raises(VerificationError, match="row 7"):
+        check(full)
+
+
+def test_reordered_rows_are_named(full):
+    raw(
+        full,
+        "UPDATE entries SET seq = -1 WHERE seq = 8",
+        "UPDATE entries SET seq = 8 WHERE seq = 9",
+        "UPDATE entries SET seq = 9 WHERE seq = -1",
+    )
+    with pytest.raises(VerificationError, match="row 8"):
+        check(full)
+
+
+def test_a_repeated_row_is_named(full):
+    last = num_rows(full)
+    raw(
+        full,
+        f"INSERT INTO entries SELECT {last + 1}, kind, body, prev_hash, hash "
+        "FROM entries WHERE seq = 10",
+    )
+    with pytest.raises(VerificationError, match=f"row {last + 1}"):
+        check(full)
+
+
+def test_an_emptied_ledger_does_not_verify(full):
+    raw(full, "DELETE FROM entries")
+    with pytest.raises(VerificationError, match="row 1 is missing"):
+        check(full)
+
+
+def append_forged(path, *bodies):
+    """Appends rows with right hashes: a valid chain that breaks the rules."""
+    sequence, *_, root = rows_of(path)[-1]
+    position = Position(sequence, root)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        for kind, body in bodies:
+            entry = make_entry(position, kind, body)
+            position = entry.position
+            connection.execute(
+                "INSERT INTO entries VALUES (?, ?, ?, ?, ?)",
+                (entry.sequence, kind, entry.text, entry.previous, entry.hash),
+            )
+    return position.sequence
+
+
+def reserve_body(plan, envelopes, **changes):
+    return {
+        "run_id": "forged",
+        "name": "forged",
+        "plan": plan.to_dict(),
+        "plan_digest": plan.digest,
+        "envelopes": [envelope.to_dict() for envelope in envelopes],
+        "blind": "0" * 32,
+        **changes,
+    }
+
+
+def test_rows_that_break_a_rule_are_named_though_their_hashes_are_right(full, tmp_path):
+    plan = make_plan()
+    good = make_envelopes(plan, 0.5)
+    grant = {
+        "run_id": "run",
+        "epoch": 2,
+        "attempt": 2,
+        "start": 10,
+        "stop": 11,
+        "charged": 11,
+        "nonce": nonce(99),
+    }
+    cases = {
+        "over budget": ("reserve", reserve_body(plan, make_envelopes(plan, 2.1))),
+        "digest": ("reserve", reserve_body(plan, good, plan_digest="0" * 64)),
+        "plan": ("reserve", reserve_body(plan, good) | {"plan": {"version": 1}}),
+        "used id": ("reserve", reserve_body(plan, good, run_id="run")),
+        "ended run": ("grant", grant),
+        "genesis": ("genesis", {"ledger_id": "0" * 32, "schema": 1}),
+        "fields": ("epoch", {"run_id": "run"}),
+        "more fields": ("epoch", {"run_id": "run", "epoch": 3, "x": 1}),
+        "bool": ("epoch", {"run_id": "run", "epoch": True}),
+        "negative": ("epoch", {"run_id": "run", "epoch": -1}),
+    }
+    for name, (kind, body) in cases.items():
+        path = tmp_path / f"{name}.db"
+        shutil.copy(full, path)
+        row = append_forged(path, (kind, body))
+        with pytest.raises(VerificationError, match=f"row {row} breaks a rule"):
+            check(path)
+        with pytest.raises(VerificationError, match=f"row {row} breaks a rule"):
+            Ledger.open(path)
+
+
+def test_a_grant_that_understates_the_charge_is_named(tmp_path):
+    with open_ledger(tmp_path) as ledger:
+        add_blocks(ledger)
+        epoch, attempt = start_run(ledger)
+        ledger.charge_steps("run", epoch, attempt, 0, 4, nonce(0))
+        path = ledger.path
+    body = {
+        "run_id": "run",
+        "epoch": epoch,
+        "attempt": attempt,
+        "start": 4,
+        "stop": 8,
+        "charged": 4,
+        "nonce": nonce(1),
+    }
+    row = append_forged(path, ("grant", body))
+    with pytest.raises(VerificationError, match=f"row {row}"):
+        check(path)
+
+
+def test_a_body_that_is_not_canonical_is_named(full):
+    from pft_ray.ledger.entries import entry_hash
+
+    sequence, *_, root = rows_of(full)[-1]
+    text = '{"run_id": "run"}'
+    own = entry_hash(root, sequence + 1, "release_reservation", text)
+    with closing(sqlite3.connect(full, isolation_level=None)) as connection:
+        connection.execute(
+            "INSERT INTO entries VALUES (?, ?, ?, ?, ?)",
+            (sequence + 1, "release_reservation", text, root, own),
+        )
+    with pytest.raises(VerificationError, match="canonical"):
+        check(full)
+
+
+def test_no_byte_of_a_rows_page_can_change_unnoticed(full, tmp_path):
+    """Flips every third byte of the pages that hold entries, free space left out."""
+    data, copy = full.read_bytes(), tmp_path / "copy.db"
+    flips = 0
+    for page, used in entry_pages(data):
+        for offset in used[::3]:
+            changed = bytearray(data)
+            changed[(page - 1) * 4096 + offset] ^= 1 << (offset % 8)
+            copy.write_bytes(changed)
+            with pytest.raises(VerificationError) as caught:
+                check(copy)
+            details = caught.value.details
+            assert details.get("row") or details.get("page") == page, caught.value
+            flips += 1
+    assert flips > 500
+
+
+def entry_pages(data):
+    """Yields (page number, offsets in use) of the leaves of the entries table.
+
+    SQLite file format, section 1.6: page type 13 is a table leaf; its header has 8
+    bytes: first free block, number of cells, start of the cell area, fragments.
+    """
+    for page in range(2, len(data) // 4096 + 1):
+        content = data[(page - 1) * 4096 : page * 4096]
+        if content[0] != 13:
+            continue
+        free, cells, start = (
+            int.from_bytes(content[i : i + 2], "big") for i in (1, 3, 5)
+        )
+        assert free == 0
+        yield page, [*range(1 + 2, 8 + 2 * cells), *range(start, 4096)]
+
+
+@pytest.mark.parametrize("offset", [0, 7, 15, 16, 19])
+def test_a_broken_header_is_page_one(full, offset):
+    data = bytearray(full.read_bytes())
+    data[offset] ^= 0x55
+    full.write_bytes(data)
+    with pytest.raises(VerificationError, match="page 1"):
+        check(full)
+
+
+@pytest.mark.parametrize("offset", [0, 3, 8])
+def test_every_broken_page_is_named(full, tmp_path, offset):
+    """Kind of page, number of cells, first pointer: of each table's pages."""
+    data, copy = full.read_bytes(), tmp_path / "copy.db"
+    for page in range(2, len(data) // 4096 + 1):
+        changed = bytearray(data)
+        changed[(page - 1) * 4096 + offset] ^= 0xF0
+        copy.write_bytes(changed)
+        with pytest.raises(VerificationError) as caught:
+            check(copy)
+        assert caught.value.details["page"] == page, caught.value
+
+
+def test_a_broken_page_stops_the_ledger(full):
+    data = bytearray(full.read_bytes())
+    page = next(page for page, _ in entry_pages(data))
+    data[(page - 1) * 4096] = 99
+    full.write_bytes(data)
+    with pytest.raises(VerificationError):
+        Ledger.open(full)
+
+
+def test_a_cut_file_does_not_verify(full):
+    data = full.read_bytes()
+    full.write_bytes(data[:-4096])
+    with pytest.raises(VerificationError):
+        check(full)
+
+
+def test_an_id_that_was_changed_beside_the_chain_is_caught(full):
+    raw(full, f"UPDATE meta SET value = '{'0' * 32}' WHERE key = 'ledger_id'")
+    with pytest.raises(VerificationError, match="another ledger"):
+        check(full)
+    with pytest.raises(VerificationError, match="another ledger"):
+        Ledger.open(full)
+
+
+@pytest.mark.parametrize("value", ["", "x", "-1", "one"])
+def test_a_version_that_cannot_be_read_is_damage(full, value):
+    raw(full, f"UPDATE meta SET value = '{value}' WHERE key = 'schema_version'")
+    with pytest.raises(VerificationError, match="meta"):
+        check(full)
+
+
+# -- completeness -------------------------------------------------------------------
+
+
+def test_an_anchor_proves_completeness_up_to_it(full):
+    anchor = anchor_of(full)
+    words = check(full, anchor).words
+    assert str(anchor.sequence) in words
+    assert "checkpoint x" in words
+    assert COMPLETENESS not in words
+
+
+def test_a_cut_tail_is_a_valid_prefix_until_an_anchor_knows_better(full):
+    anchor = anchor_of(full)
+    early = Anchor(anchor.ledger_id, 3, rows_of(full)[2][4], "early")
+    raw(full, "DELETE FROM entries WHERE seq > 12")
+    assert check(full).words == COMPLETENESS
+    check(full, early)
+    with pytest.raises(LedgerBehindError, match="checkpoint x") as caught:
+        check(full, early, anchor)
+    assert caught.value.details["sequence"] == anchor.sequence
+    with Ledger.open(full) as ledger, pytest.raises(LedgerBehindError):
+        ledger.require([early, anchor])
+
+
+def test_an_old_copy_is_behind_its_anchor(tmp_path):
+    with open_ledger(tmp_path) as ledger:
+        add_blocks(ledger)
+        path = ledger.path
+    old = shutil.copy(path, tmp_path / "old.db")
+    with Ledger.open(path) as ledger:
+        live_through(ledger)
+    anchor, report = anchor_of(path), anchor_of(path, counts="reservations")
+    check(path, anchor, report)
+    check(old)
+    for newer in (anchor, report):
+        with pytest.raises(LedgerBehindError):
+            check(old, newer)
+
+
+def test_a_rolled_back_and_regrown_ledger_is_another_history(tmp_path):
+    with open_ledger(tmp_path) as ledger:
+        add_blocks(ledger)
+        path = ledger.path
+    fork = shutil.copy(path, tmp_path / "fork.db")
+    for copy in (path, fork):
+        with Ledger.open(copy) as ledger:
+            live_through(ledger)
+    assert num_rows(path) == num_rows(fork)
+    for anchor in (anchor_of(path), anchor_of(path, counts="reservations")):
+        check(path, anchor)
+        with pytest.raises(VerificationError, match="another history") as caught:
+            check(fork, anchor)
+        assert not isinstance(caught.value, LedgerBehindError)
+        with Ledger.open(fork) as ledger, pytest.raises(VerificationError):
+            ledger.require([anchor])
+
+
+def test_another_ledgers_anchor_is_refused(tmp_path):
+    one, two = make_full_ledger(tmp_path / "1"), make_full_ledger(tmp_path / "2")
+    with pytest.raises(VerificationError, match="belongs to ledger"):
+        check(one, anchor_of(two))
+
+
+def test_a_report_needs_no_ledger_id(full):
+    shown = anchor_of(full, counts="reservations")
+    anonymous = Anchor(None, shown.sequence, shown.root, "report.json", "reservations")
+    assert "reservation 1" in check(full, anonymous).words
+    forged = Anchor(None, 1, "0" * 64, "report.json", "reservations")
+    with pytest.raises(VerificationError, match=r"report\.json"):
+        check(full, forged)
+    later = Anchor(None, 2, shown.root, "report.json", "reservations")
+    with pytest.raises(LedgerBehindError):
+        check(full, later)
+    with Ledger.open(full) as ledger:
+        ledger.require([anonymous])
+        for bad in (forged, later):
+            with pytest.raises(VerificationError):
+                ledger.require([bad])
+
+
+def test_every_prefix_is_valid(full):
+    """What a crash or a cut leaves is always a state that the rules allow."""
+    from pft_ray.ledger.state import replay_row
+
+    rows = [(seq, *(part.encode() for part in rest)) for seq, *rest in rows_of(full)]
+    for end in range(1, len(rows) + 1):
+        state = LedgerState()
+        for row in rows[:end]:
+            replay_row(state, row)
+        assert state.sequence == end
+
+
+# -- prices -------------------------------------------------------------------------
+
+
+def test_epsilon_is_derived_from_the_events_alone(full):
+    asked = []
+
+    def price(event, delta):
+        asked.append((event, delta))
+        return 0.75
+
+    (run,) = check(full, epsilon=price).runs
+    plan = make_plan()
+    assert asked == [
+        (Repeat(PoissonGaussian(0.1, 1.0), 25), 1e-5),
+        (plan.evaluation.event, 1e-5),
+    ]
+    assert (run.epsilon, run.envelope) == (0.75, 1.0)
+    assert [e.purpose for e in run.envelopes] == ["training", "evaluation"]
+
+
+@pytest.mark.parametrize("price", [1.000001, 2.0, float("inf"), float("nan")])
+def test_an_envelope_below_its_price_does_not_verify(full, price):
+    with pytest.raises((VerificationError, InputError)) as caught:
+        check(full, epsilon=lambda event, delta: price)
+    assert isinstance(caught.value, VerificationError)
+    assert caught.value.details["run_id"] == "run"
+
+
+def test_rounding_of_another_machine_is_forgiven(full):
+    check(full, epsilon=lambda event, delta: 1.0 + 1e-12)
+
+
+def test_overlapping_blocks_of_a_run_are_summed(tmp_path):
+    with open_ledger(tmp_path) as ledger:
+        add_blocks(ledger)
+        plan = make_plan()
+        ledger.reserve("disjoint", plan, make_envelopes(plan, 1.0))
+        ledger.reserve("same", plan, make_envelopes(plan, 1.0, validation=TRAIN))
+        runs = {run.run_id: run for run in check(ledger, epsilon=lambda *_: 0.5).runs}
+    assert runs["disjoint"].epsilon == 0.5
+    assert runs["same"].epsilon == 1.0
+
+
+def test_a_returned_reservation_is_not_priced(tmp_path):
+    with open_ledger(tmp_path) as ledger:
+        add_blocks(ledger)
+        plan = make_plan()
+        ledger.reserve("run", plan, make_envelopes(plan, 1.0))
+        ledger.release_reservation("run")
+        assert check(ledger, epsilon=lambda *_: 99.0).runs == ()
+
+
+def test_the_project_accountant_prices_by_default(tmp_path):
+    """An honest envelope verifies under PLD; one a hundredth too small does not."""
+    from pft_ray.accounting.accountants import epsilon
+
+    plan = make_plan(evaluation=None)
+    price = epsilon(plan.event, plan.delta)
+    assert 1.0 < price < 10.0
+    for factor in (1.0, 0.99):
+        with open_ledger(tmp_path / str(factor)) as ledger:
+            add_blocks(ledger, epsilon=20.0)
+            honest = Envelope.priced(
+                TRAIN, "training", factor * price, plan.delta, plan.event
+            )
+            ledger.reserve("run", plan, [honest])
+            if factor == 1.0:
+                (run,) = verify(ledger).runs
+                assert run.epsilon == pytest.approx(price, rel=1e-12)
+            else:
+                with pytest.raises(VerificationError, match="training envelope"):
+                    verify(ledger)
+
+
+def test_an_event_without_privacy_cannot_be_reserved(ledger):
+    plan = make_plan(evaluation=None)
+    free = Envelope.priced(TRAIN, "training", 1.0, 1e-5, NonPrivate())
+    with pytest.raises(InputError):
+        ledger.reserve("run", plan, [free])
+
+
+# -- fingerprints -------------------------------------------------------------------
+
+
+def test_changed_fingerprints_are_caught_with_the_key(tmp_path):
+    path = make_full_ledger(tmp_path)
+    key = Path(tmp_path / "keys/fingerprint.key").read_bytes()
+    check(path, fingerprint_key=key)
+    with pytest.raises(LedgerError, match="key"):
+        check(path, fingerprint_key=bytes(32))
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("DROP TRIGGER fingerprints_no_delete")
+        connection.execute(
+            "DELETE FROM fingerprints WHERE digest IN "
+            "(SELECT digest FROM fingerprints LIMIT 1)"
+        )
+    check(path)
+    with pytest.raises(VerificationError, match="'mail'"):
+        check(path, fingerprint_key=key)
+
+
+def test_removed_fingerprints_are_caught_without_the_key(full):
+    with closing(sqlite3.connect(full, isolation_level=None)) as connection:
+        connection.execute("DROP TRIGGER fingerprints_no_delete")
+        connection.execute("DELETE FROM fingerprints")
+    with pytest.raises(VerificationError, match="fingerprints"):
+        check(full)
