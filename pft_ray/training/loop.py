@@ -129,6 +129,7 @@ class TrainingLoop:
     checkpoint: Callable[[int, int], None]
     evaluate: Callable[[bytes], list[int]] | None = None
     phase: int = -1
+    saved: int = -1
     attempt: int = -1
     attempt_start: int = 0
     _reopenings: int = 0
@@ -149,6 +150,7 @@ class TrainingLoop:
             keys are never used.
         """
         outcome = LoopOutcome("completed", start)
+        self.saved = start  # a checkpoint of it is there, or nothing has been made
         try:
             self._open(start, reason)
             if start > 0:
@@ -204,7 +206,9 @@ class TrainingLoop:
             self.phase = index
 
     def _save(self, step: int) -> None:
-        self.checkpoint(step, self.attempt)
+        if step != self.saved:
+            self.checkpoint(step, self.attempt)
+            self.saved = step
 
     def _checkpoint_due(self, start: int, step: int) -> bool:
         """At each interval, the end of a phase, a look and the end of the plan."""

@@ -65,7 +65,7 @@ CASES = {
     "epsilon-subnormal": ({"privacy__epsilon": SUBNORMAL}, "5e-324", "count as 0"),
     "epsilon-huge": ({"privacy__epsilon": 1e300}, r"1e\+300", "at most"),
     "epsilon-out-of-reach": (
-        {"privacy__epsilon": 1e-12, "evaluation": None, "data__num_validation": None},
+        {"privacy__epsilon": 1e-12},
         "No noise below",
         "Raise epsilon",
     ),
@@ -128,8 +128,8 @@ CASES = {
     "one-class": ({"data__labels": ["no"]}, "labels has 1 entry", "2 or more"),
     "class-twice": ({"data__labels": ["no", "no"]}, "'no', 'no'", "different"),
     "class-empty": ({"data__labels": ["no", ""]}, r"labels\.1 is empty", "value"),
-    "label-without-labels": ({"data__labels": None}, "belong together", "both|nor"),
-    "labels-without-label": ({"data__label": None}, "belong together", "both|nor"),
+    "label-without-labels": ({"data__labels": None}, "belong together", "or neither"),
+    "labels-without-label": ({"data__label": None}, "belong together", "or neither"),
     "labels-for-lm": (
         {"model__task": "causal_lm"},
         "no sense with model.task causal_lm",

@@ -73,10 +73,13 @@ def train(folder, model_folder, *, start=0, resume=None, stop_at=None):
     model = loaded(spec_of(model_folder, "bert", lora=True), torch.float32, stir=False)
     table = random_table(40)
     work = LocalWork(model, table, max_micro_batch=8)
-    optimizer = OptimizerSpec("adamw", 0.05, 6, weight_decay=0.01, warmup_steps=2)
 
     def enter(index):
-        work.start_phase(plan.phases[index].trainable, optimizer)
+        chosen = plan.phases[index]
+        optimizer = OptimizerSpec(
+            "adamw", 0.05, chosen.num_steps, weight_decay=0.01, warmup_steps=2
+        )
+        work.start_phase(chosen.trainable, optimizer)
 
     phase = -1
     if resume is not None:
