@@ -48,9 +48,6 @@ def create(
     same data, name other blocks in privacy.block and evaluation.block. Their losses
     then add up.
     """
-    from pft_ray.cli.extras import require_train
-
-    require_train("budget create")
     if runs is not None and (epsilon is not None or delta is not None):
         raise InputError(
             "--runs is given together with --epsilon and --delta.",

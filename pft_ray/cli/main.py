@@ -70,7 +70,7 @@ def run() -> None:
     """
     as_json = "--json" in sys.argv
     try:
-        code = typer.main.get_command(app)(standalone_mode=False)
+        code = typer.main.get_command(app)(prog_name="pft", standalone_mode=False)
     except PftError as error:
         render.print_error(error, as_json=as_json)
         code = error.exit_code

@@ -28,9 +28,6 @@ def init(
     as_json: JsonOption = False,
 ) -> None:
     """Look at a data file and propose a job file for it."""
-    from pft_ray.cli.extras import require_train
-
-    require_train("init")
     import yaml
 
     from pft_ray.data.propose import propose_job

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pft_ray.data.paths import HUB, PACKAGE, resolve_model_path
-from pft_ray.training.models import LoraSpec, ModelSpec
-from pft_ray.training.optimizers import OptimizerSpec
+from pft_ray.training.spec import LoraSpec, ModelSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pft_ray.config import JobSpec, PhaseSection, TrainingSection
+    from pft_ray.training.optimizers import OptimizerSpec
 
 
 def split_predicate(job: JobSpec, role: str) -> dict[str, object]:
@@ -50,7 +50,9 @@ def _portable_path(reference: str, base_dir: Path) -> str:
 
 
 def optimizer_spec(training: TrainingSection, phase: PhaseSection) -> OptimizerSpec:
-    """Returns the optimiser of a phase."""
+    """Returns the optimiser of a phase; the only part here that needs torch."""
+    from pft_ray.training.optimizers import OptimizerSpec
+
     return OptimizerSpec(
         name=training.optimizer,
         learning_rate=phase.learning_rate,

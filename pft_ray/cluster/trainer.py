@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pft_ray.accounting.calibration import largest_affordable
 from pft_ray.assurance.claims import ANCHOR_FILE, collect_claims
 from pft_ray.cluster.actors import call, start_coordinator, stop_coordinator
 from pft_ray.cluster.coordinator import Coordinator, CoordinatorConfig
@@ -20,13 +21,15 @@ from pft_ray.cluster.local import check_placement, ray_cluster
 from pft_ray.cluster.run_folder import RunFolder, latest_checkpoint, new_run_id
 from pft_ray.cluster.summary import write_results
 from pft_ray.config import BuiltJob, JobSpec, build_job, load_job
-from pft_ray.errors import PftError, ResumeError
+from pft_ray.errors import BudgetError, PftError, ResumeError
 from pft_ray.ledger import FINAL_STATUSES, Ledger
 from pft_ray.ledger.home import keys_dir, ledger_location
 from pft_ray.training.loop import merge_released
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from pft_ray.accounting.plan import Plan
 
 _POLL_S = 0.5
 _OVER = (*FINAL_STATUSES, "released")
@@ -125,7 +128,7 @@ class PrivateTrainer:
         ledger.require(collect_claims(self.built.output_dir))
         folder, resumed = self._choose_run(ledger, new=new, resume=resume)
         if not resumed:
-            ledger.check_reservation(self.built.plan, self.built.envelopes)
+            self._check_budget(ledger)
         check_inputs(job, self.built.base_dir, ledger)
         folder.acquire()
         try:
@@ -144,7 +147,7 @@ class PrivateTrainer:
         job, plan = self.built.job, self.built.plan
         ledger = Ledger.open(self.ledger_url, keys_dir=keys_dir(), create=False)
         ledger.require(collect_claims(self.built.output_dir))
-        ledger.check_reservation(plan, self.built.envelopes)
+        self._check_budget(ledger)
         check_inputs(job, self.built.base_dir, ledger)
         return {
             "job": job.name,
@@ -155,6 +158,15 @@ class PrivateTrainer:
             "noise_multiplier": plan.noise_multiplier,
             "plan_digest": plan.digest,
         }
+
+    def _check_budget(self, ledger: Ledger) -> None:
+        """Refuses a plan that does not fit its blocks, and says what would fit."""
+        try:
+            ledger.check_reservation(self.built.plan, self.built.envelopes)
+        except BudgetError as error:
+            if error.details.get("block") == self.built.job.training_block:
+                raise with_advice(error, self.built.plan) from None
+            raise
 
     def _choose_run(
         self, ledger: Ledger, *, new: bool, resume: str | None
@@ -279,6 +291,27 @@ class PrivateTrainer:
             resumed,
             signals[0] if signals else 0,
         )
+
+
+def with_advice(error: BudgetError, plan: Plan) -> BudgetError:
+    """Returns the refusal with the largest epsilon, steps or batch that would fit."""
+    fitting = largest_affordable(
+        plan,
+        epsilon=error.details["remaining_epsilon"],
+        delta=error.details["remaining_delta"],
+    )
+    words = []
+    if fitting["epsilon"] is not None:
+        words.append(f"epsilon {fitting['epsilon']:g} at delta {fitting['delta']:g}")
+    if fitting["num_steps"] is not None:
+        words.append(f"{fitting['num_steps']} steps")
+    if fitting["batch_size"] is not None:
+        words.append(f"an expected batch of {fitting['batch_size']}")
+    fix = "Create another budget with `pft budget create`."
+    if words:
+        fix = f"Would fit by itself: {', or '.join(words)}. Or: {fix}"
+    details = error.details | {f"fits_{k}": v for k, v in fitting.items()}
+    return BudgetError(error.message, fix, details)
 
 
 def plan_document(built: BuiltJob) -> dict[str, Any]:

@@ -56,8 +56,8 @@ def load_tokenizer(resolved: str) -> Any:
         resolved: From :func:`pft_ray.data.paths.resolve_model_path`.
 
     Raises:
-        ModelError: There is no tokenizer, or it is not of the fast kind, which alone
-            tells where in the text a token lies.
+        ModelError: There is no tokenizer, it has no vocabulary, or it is not of the
+            fast kind, which alone tells where in the text a token lies.
         MissingExtraError: transformers is not installed.
     """
     try:
@@ -79,6 +79,12 @@ def load_tokenizer(resolved: str) -> Any:
         raise ModelError(
             f"The tokenizer of {name!r} has no tokenizer.json.",
             "Convert it with transformers' fast tokenizers and save it again.",
+        )
+    # Without files the library makes up an empty tokenizer: every word is unknown.
+    if set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids):
+        raise ModelError(
+            f"The tokenizer of {name!r} knows no words: its files are missing.",
+            "The folder needs tokenizer.json and tokenizer_config.json.",
         )
     return tokenizer
 

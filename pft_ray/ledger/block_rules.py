@@ -268,7 +268,10 @@ def check_release_reservation(state: LedgerState, body: Body) -> None:
     """An envelope is given back only while nothing of it was charged."""
     run = state.run(body["run_id"])
     if run.status == "released":
-        raise InputError(f"Run {run.run_id!r} gave its reservation back already.")
+        raise InputError(
+            f"Run {run.run_id!r} gave its reservation back already.",
+            "Nothing is left to give back.",
+        )
     if run.is_charged:
         raise BudgetError(
             f"Run {run.run_id!r} was charged: its envelopes cannot be given back.",

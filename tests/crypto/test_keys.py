@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pft_ray.crypto import (
@@ -85,6 +85,7 @@ def test_derived_keys_are_hkdf_of_the_prefixed_parts():
 PARTS = st.lists(st.one_of(st.text(max_size=6), st.integers(-5, 2**40)), max_size=4)
 
 
+@settings(deadline=None)
 @given(PARTS, PARTS)
 def test_different_parts_give_different_keys(one, two):
     key = bytes(32)
@@ -153,6 +154,7 @@ def test_a_keyed_digest_is_hmac_of_prefixed_parts():
     assert keyed_digest(bytes(32), b"ab", b"c") != expected
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=5), max_size=4), st.lists(st.binary(max_size=5)))
 def test_different_messages_have_different_digests(one, two):
     key = bytes(32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pft_ray.crypto import aes_blocks, aes_keystream
@@ -70,12 +70,14 @@ def test_the_keystream_of_the_zero_key_is_the_published_one():
     )
 
 
+@settings(deadline=None)
 @given(st.integers(0, 70))
 def test_a_shorter_stream_is_a_prefix(length):
     whole = aes_keystream(KEY, 70)
     assert aes_keystream(KEY, length).tolist() == whole[:length].tolist()
 
 
+@settings(deadline=None)
 @given(st.permutations(range(8)))
 def test_a_block_depends_on_itself_and_the_key_alone(order):
     blocks = as_blocks([bytes([i]) * 16 for i in range(8)])

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pft_ray.accounting.events import Gaussian, PoissonGaussian, Repeat
@@ -91,6 +91,7 @@ def test_refuses_a_block_of_less_than_one_unit(convert, value):
         convert(value)
 
 
+@settings(deadline=None)
 @given(st.floats(min_value=1e-9, max_value=1e12))
 def test_epsilon_rounds_up_for_envelopes_and_down_for_blocks(value):
     exact = Fraction(repr(value)) * 10**9
@@ -98,6 +99,7 @@ def test_epsilon_rounds_up_for_envelopes_and_down_for_blocks(value):
     assert exact - 1 < block_epsilon_units(value) <= exact
 
 
+@settings(deadline=None)
 @given(st.floats(min_value=1e-18, max_value=1, exclude_max=True))
 def test_delta_rounds_up_for_envelopes_and_down_for_blocks(value):
     exact = Fraction(repr(value)) * 10**18
@@ -112,6 +114,7 @@ def test_a_huge_epsilon_stays_exact():
     )
 
 
+@settings(deadline=None)
 @given(
     st.floats(min_value=1e-6, max_value=100),
     st.floats(min_value=1e-15, max_value=0.1),

@@ -141,6 +141,15 @@ def test_an_old_nonce_after_a_restart_is_no_free_replay(ledger):
     assert ledger.run_status("run").num_steps_charged == 8
 
 
+def test_nonces_of_an_ended_attempt_are_forgotten(ledger):
+    """Memory does not grow with the attempts that are over."""
+    epoch, attempt = start_run(ledger)
+    ledger.charge_steps("run", epoch, attempt, 0, 4, nonce(7))
+    ledger.open_attempt("run", epoch, 4, "resize")
+    run = ledger._chain._state.runs["run"]
+    assert [len(known.grants) for known in run.attempts] == [0, 0]
+
+
 def test_t_max_is_a_cap_over_all_attempts(ledger):
     epoch, attempt = start_run(ledger)  # T_max = 25
     for start in (0, 4, 10, 14):

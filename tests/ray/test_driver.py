@@ -124,6 +124,7 @@ def test_a_killed_driver_is_resumed_by_the_same_command(shell):
     assert run["num_steps_charged"] <= run["num_steps_max"]
 
 
+@pytest.mark.timeout(420)
 def test_a_rolled_back_ledger_is_refused_and_the_budget_holds_runs(shell, tmp_path):
     """One run; an older copy of the ledger put back; the third run does not fit."""
     shutil.copy(shell.ledger, tmp_path / "old.db")
@@ -153,5 +154,5 @@ def test_a_rolled_back_ledger_is_refused_and_the_budget_holds_runs(shell, tmp_pa
     done = shell.run("train", shell.job, "--new", "--json", expect=3)
     error = json.loads(done.stdout)["error"]
     assert error["code"] == "budget-refused"
-    assert error["details"]
+    assert error["details"]["remaining_epsilon"] == 0
     assert len([p for p in shell.runs_dir.iterdir() if p.is_dir()]) == 2
