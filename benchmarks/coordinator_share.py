@@ -22,17 +22,23 @@ def shares_of(notes: dict[str, Any], first: int, last: int) -> dict[str, float]:
         last: One past its last step.
     """
     steps = [s for number, s in notes["steps"] if first <= number < last]
-    waits = {"grants": 0.0, "other": 0.0}
+    saved = [s for number, s in notes["checkpoints"] if first < number <= last]
+    found = dict.fromkeys(("grants", "progress", "other"), 0.0)
     for number, method, waited in notes["calls"]:
         if method in _NOT_STEPS:
             continue
+        # A grant is asked for before its steps, the rest happens after a step; the
+        # attempt is opened before the first.
+        inside = first < number <= last or number == first == 0
         if method == "request":
-            inside, kind = first <= number < last, "grants"
-        else:  # after a step, except the attempt's opening before the first
-            inside, kind = first < number <= last or number == first == 0, "other"
+            inside = first <= number < last
         if inside:
-            waits[kind] += waited / len(steps)
-    return {"step": float(np.median(steps)), **waits}
+            kind = {"request": "grants", "progress": "progress"}.get(method, "other")
+            found[kind] += waited / len(steps)
+    found["waiting"] = sum(found.values())
+    found["checkpoints"] = sum(saved) / len(steps)
+    found["step"] = float(np.median(steps))
+    return found
 
 
 def coordinator_card(runs: list[list[dict[str, Any]]], *, quick: bool) -> Card:
@@ -42,8 +48,9 @@ def coordinator_card(runs: list[list[dict[str, Any]]], *, quick: bool) -> Card:
         "coordinator",
         "The coordinator's share of a step",
         "quickstart",
-        f"The same runs of jobs/quickstart.yaml, two workers, grants of "
-        f"{plan.grant_size} steps. Waiting: all time in calls of the coordinator "
+        f"The runs of the quickstart card: jobs/quickstart.yaml through Ray, two "
+        f"workers, grants of {plan.grant_size} steps, a checkpoint every "
+        f"{plan.checkpoint_interval}. Waiting: all time in calls of the coordinator "
         "(grants, progress, checkpoint rows, looks, the attempt), spread over the "
         "phase's steps, of the rank that waits longest. A step: the median from its "
         "keys to the end of the optimiser; the first step of the head phase, which "
@@ -58,26 +65,41 @@ def coordinator_card(runs: list[list[dict[str, Any]]], *, quick: bool) -> Card:
         found = []
         for ranks in runs:
             rows = [shares_of(notes, first, last) for notes in ranks]
-            found.append(max(rows, key=lambda row: row["grants"] + row["other"]))
-        step, grants, other = (
-            float(np.mean([row[key] for row in found]))
-            for key in ("step", "grants", "other")
-        )
-        total = step + grants + other
-        card.figures += [
-            Figure(
-                f"{name} step: share of all waiting",
-                100 * (grants + other) / total,
-                "%",
-                at_most=100 * limit,
-            ),
-            Figure(f"{name} step: share of grants alone", 100 * grants / total, "%"),
-            Figure(f"{name} step", 1000 * step, "ms"),
-            Figure(f"{name} step: waiting for grants", 1000 * grants, "ms"),
-            Figure(f"{name} step: other waiting", 1000 * other, "ms"),
-        ]
+            found.append(max(rows, key=lambda row: row["waiting"]))
+        mean = {key: float(np.mean([row[key] for row in found])) for key in found[0]}
+        card.figures += phase_figures(name, mean, limit)
     card.notes.append(
         "Goal for the LoRA step: 0.5 %. Other waiting happens where a checkpoint or a "
         "look is due, not in every step."
     )
     return card
+
+
+def phase_figures(name: str, mean: dict[str, float], limit: float) -> list[Figure]:
+    """Returns the figures of one phase; ``limit`` is the most that may be waiting."""
+    total = mean["step"] + mean["waiting"]
+    figures = [
+        Figure(
+            f"{name} step: share of all waiting",
+            100 * mean["waiting"] / total,
+            "%",
+            at_most=100 * limit,
+        ),
+        Figure(
+            f"{name} step: share of grants and progress alone",
+            100 * (mean["grants"] + mean["progress"]) / total,
+            "%",
+        ),
+        Figure(f"{name} step", 1000 * mean["step"], "ms"),
+    ]
+    words = {
+        "grants": "waiting for grants",
+        "progress": "sending progress",
+        "other": "other waiting (checkpoint rows, looks, attempt)",
+        "checkpoints": "checkpoints as a whole",
+    }
+    figures += [
+        Figure(f"{name} phase, a step: {word}", 1000 * mean[key], "ms")
+        for key, word in words.items()
+    ]
+    return figures

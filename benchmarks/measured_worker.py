@@ -20,11 +20,20 @@ if TYPE_CHECKING:
 
 
 class Notes:
-    """Seconds of every step, and of every call that waited for the coordinator."""
+    """What one rank notes, by the number of steps it has made.
+
+    Attributes:
+        steps: Seconds of every step.
+        calls: Seconds of every call that waited for the coordinator, with its name.
+        checkpoints: Seconds of every checkpoint, its calls included.
+        scores: Exact scores at every look.
+        step: Steps made so far.
+    """
 
     def __init__(self) -> None:
         self.steps: list[tuple[int, float]] = []
         self.calls: list[tuple[int, str, float]] = []
+        self.checkpoints: list[tuple[int, float]] = []
         self.scores: dict[int, dict[str, float]] = {}
         self.step = 0
 
@@ -48,7 +57,7 @@ class NotingClient(CoordinatorClient):
         began = time.perf_counter()
         super().progress(attempt, start, step)
         waited = time.perf_counter() - began
-        self._notes.calls.append((step - 1, "progress", waited))
+        self._notes.calls.append((step, "progress", waited))
 
 
 class NotingStep:
@@ -79,6 +88,11 @@ class MeasuredWorker(Worker):
         loop = super()._loop()
         loop.private_step = NotingStep(loop.private_step, self.notes)  # type: ignore[assignment]
         return loop
+
+    def _checkpoint(self, step: int, attempt: int) -> None:
+        began = time.perf_counter()
+        super()._checkpoint(step, attempt)
+        self.notes.checkpoints.append((step, time.perf_counter() - began))
 
     def _evaluate(self, key: bytes) -> list[int]:
         table = self.inputs.validation

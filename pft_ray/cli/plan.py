@@ -10,7 +10,7 @@ import typer
 
 from pft_ray.cli import render
 from pft_ray.cli.options import JsonOption, LedgerOption, SetOption
-from pft_ray.errors import InputError, PlanError
+from pft_ray.errors import InputError
 
 _DELTA = 1e-5
 
@@ -149,12 +149,6 @@ def _result(plan_value: Any, pld: float | None = None) -> dict[str, Any]:
     pld = epsilon(event, delta) if pld is None else pld
     rdp = epsilon(event, delta, accountant="rdp")
     gdp = epsilon(event, delta, accountant="gdp")
-    if not all(math.isfinite(value) for value in (pld, rdp, gdp)):
-        raise PlanError(
-            f"Under noise multiplier {plan_value.noise_multiplier:g} the run has no "
-            "finite epsilon.",
-            "Raise the noise multiplier; 0.5 to 2 are usual.",
-        )
     return {
         "unit": plan_value.unit,
         "relation": "add_remove",
@@ -170,7 +164,7 @@ def _result(plan_value: Any, pld: float | None = None) -> dict[str, Any]:
         "target_epsilon": plan_value.target_epsilon,
         "epsilon": pld,
         "epsilon_by_accountant": {"pld": pld, "rdp": rdp},
-        "gdp_approximation": gdp,
+        "gdp_approximation": gdp if math.isfinite(gdp) else None,
     }
 
 
@@ -287,10 +281,12 @@ def _show(result: dict[str, Any]) -> None:
     for block in result.get("blocks", []):
         rows.extend(_block_rows(block))
     render.print_facts(rows)
-    render.console().print(
-        f"GDP approximation {result['gdp_approximation']:.4f}: shown for comparison, "
-        "never used as a guarantee."
-    )
+    gdp = result["gdp_approximation"]
+    if gdp is not None:
+        render.console().print(
+            f"GDP approximation {gdp:.4f}: shown for comparison, never used as a "
+            "guarantee."
+        )
 
 
 def _block_rows(block: dict[str, Any]) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pft_ray.cluster.specs import model_spec, optimizer_spec
+from pft_ray.data.paths import resolve_model_path
 from pft_ray.data.tokenize import load_tokenizer
 from pft_ray.errors import ModelError
 from pft_ray.training.clipping import PerRecordClipper
@@ -35,7 +36,7 @@ def check_model(job: JobSpec, base_dir: Path) -> None:
     for phase in job.training.phases:
         optimizer_spec(job.training, phase)
         PerRecordClipper(model.module, model.set_trainable(phase.trainable))
-    _check_tokenizer(job, model, spec.path)
+    _check_tokenizer(job, model, resolve_model_path(job.model.path, base_dir))
 
 
 def _check_length(job: JobSpec, model: TrainedModel) -> None:

@@ -244,9 +244,14 @@ class PrivateTrainer:
         while thread.is_alive():
             thread.join(_POLL_S)
             try:
-                watch.see(call(actor, "status", timeout_s=_POLL_S))
+                status = call(actor, "status", timeout_s=_POLL_S)
             except PftError:
                 continue  # it is restarting; the workers wait for it themselves
+            if status["attempts"] != watch.status.get("attempts", 0):
+                folder.log_event(
+                    "attempt", number=status["attempts"], step=status["step"]
+                )
+            watch.see(status)
             if self._on_progress is not None:
                 self._on_progress(watch.status)
         if not box:

@@ -544,6 +544,20 @@ def test_a_ledger_that_shrinks_while_open_is_noticed(tmp_path):
             ledger.position()
 
 
+def test_a_ledger_that_is_swapped_for_another_branch_is_noticed(tmp_path):
+    """The last row has the same number and is valid, but it is not ours."""
+    with open_ledger(tmp_path) as ledger:
+        add_blocks(ledger)
+        epoch, attempt = start_run(ledger)
+        before = ledger.position().sequence
+        ledger.charge_steps("run", epoch, attempt, 0, 1, nonce(0))
+        raw(ledger.path, f"DELETE FROM entries WHERE seq > {before}")
+        with Ledger.open(ledger.path) as other:
+            other.charge_steps("run", epoch, attempt, 0, 1, nonce(1))
+        with pytest.raises(LedgerBehindError):
+            ledger.charge_steps("run", epoch, attempt, 1, 2, nonce(2))
+
+
 def test_rows_that_another_process_forged_are_refused(tmp_path):
     with open_ledger(tmp_path) as ledger:
         add_blocks(ledger)
