@@ -42,9 +42,8 @@ SEARCH_GRID = 1e-3
 
 # Dense where the best order of epsilons from 0.1 to 20 lies.
 RDP_ORDERS: tuple[float, ...] = (
-    *(1 + k / 8 for k in range(2, 73)),
-    *(10 + k / 2 for k in range(1, 45)),
-    *(float(k) for k in range(33, 65)),
+    *(1 + k / 10 for k in range(1, 100)),
+    *(float(k) for k in range(11, 65)),
     *(80.0, 96.0, 128.0, 192.0, 256.0, 384.0, 512.0, 1024.0),
 )
 # Rounding error of the computed divergence of one step.

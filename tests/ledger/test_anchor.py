@@ -11,6 +11,7 @@ import pytest
 
 from pft_ray.errors import LedgerBehindError, LedgerStorageError, VerificationError
 from pft_ray.ledger import Position, read_anchors, write_anchor
+from pft_ray.ledger import anchor as anchor_module
 
 ID = "ab" * 16
 
@@ -115,3 +116,32 @@ def test_several_writers_keep_the_highest(tmp_path):
         assert writer.exitcode == 0
     assert read_anchors(path)[0].sequence == 68
     assert json.loads(path.read_text())["root"] == root(68)
+
+
+def _write_slowly(path: str, started, go) -> None:
+    replace = anchor_module._replace
+
+    def slow(*arguments) -> None:
+        started.set()
+        go.wait(2)
+        replace(*arguments)
+
+    anchor_module._replace = slow
+    write_anchor(Path(path), ID, Position(5, root(5)))
+
+
+def test_a_slow_writer_cannot_overwrite_a_later_position(tmp_path):
+    path = tmp_path / "anchor.json"
+    context = multiprocessing.get_context("fork")
+    started, go = context.Event(), context.Event()
+    slow = context.Process(target=_write_slowly, args=(str(path), started, go))
+    slow.start()
+    assert started.wait(60)
+    fast = context.Process(target=write_anchor, args=(path, ID, Position(9, root(9))))
+    fast.start()
+    fast.join(timeout=0.5)  # waits for the slow one
+    go.set()
+    for writer in (slow, fast):
+        writer.join(timeout=60)
+        assert writer.exitcode == 0
+    assert read_anchors(path)[0].sequence == 9

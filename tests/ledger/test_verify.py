@@ -393,6 +393,19 @@ def test_no_byte_of_a_rows_page_can_change_what_is_read_unnoticed(full, tmp_path
     assert ignored <= len(rows)
 
 
+@pytest.mark.parametrize("index", [0, 5, 11])
+def test_a_text_that_became_bytes_names_its_row(full, index):
+    """The last bit of a length in the row's header: the content stays the same."""
+    data = bytearray(full.read_bytes())
+    sequence, kind, body, _, _ = rows_of(full)[index]
+    # Before the values: one length each of body (its last byte) and of two hashes.
+    data[data.index(f"{kind}{body}".encode()) - 5] ^= 1
+    full.write_bytes(data)
+    with pytest.raises(VerificationError) as caught:
+        check(full)
+    assert caught.value.details["row"] == sequence
+
+
 def damage_of(path):
     """What verification says about the place of damage; None when it finds none."""
     try:
