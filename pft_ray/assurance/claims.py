@@ -53,28 +53,42 @@ def check_reports(output_dir: Path, verification: Verification) -> int:
         The number of reports that agree.
 
     Raises:
-        VerificationError: A report states another epsilon than the ledger's events
-            give, or names a run that the ledger does not have.
+        VerificationError: A report states another epsilon or delta than the ledger's
+            events give, contradicts the run's plan, or names a run that the ledger
+            does not have.
     """
-    derived = {run.run_id: run.epsilon for run in verification.runs}
+    known = {run.run_id: run for run in verification.runs}
     agreed = 0
     for path in sorted(output_dir.glob("*/report.json")):
         report = _load(path)
-        run_id, stated = str(report.get("run_id")), report.get("epsilon")
-        if run_id not in derived:
+        run = known.get(str(report.get("run_id")))
+        if run is None:
             raise VerificationError(
-                f"report.json of {path.parent.name} names run {run_id!r}, which the "
-                "ledger does not have.",
+                f"report.json of {path.parent.name} names run "
+                f"{str(report.get('run_id'))!r}, which the ledger does not have.",
                 "Name the ledger that the run was started with.",
             )
-        if not isinstance(stated, float) or abs(stated - derived[run_id]) > _TOLERANCE:
-            raise VerificationError(
-                f"report.json of {path.parent.name} states epsilon {stated}; the "
-                f"ledger's events give {derived[run_id]:.6g}.",
-                "The report was edited or belongs to another ledger.",
-            )
+        for name, derived in (("epsilon", run.epsilon), ("delta", run.delta)):
+            if not _is_near(report.get(name), derived):
+                raise VerificationError(
+                    f"report.json of {path.parent.name} states {name} "
+                    f"{report.get(name)}; the ledger's events give {derived:.6g}.",
+                    "The report was edited or belongs to another ledger.",
+                )
+        for name, value in run.stated.items():
+            if report.get(name) != value:
+                raise VerificationError(
+                    f"report.json of {path.parent.name} states {name} "
+                    f"{report.get(name)!r}; the plan in the ledger has {value!r}.",
+                    "The report was edited or belongs to another ledger.",
+                )
         agreed += 1
     return agreed
+
+
+def _is_near(stated: Any, derived: float) -> bool:
+    """Whether a number is the derived one, up to how another machine rounds."""
+    return isinstance(stated, float) and abs(stated - derived) <= _TOLERANCE * derived
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pft_ray.errors import (
     GrantRefusedError,
     RunFailedError,
 )
-from pft_ray.ledger import Ledger, write_anchor
+from pft_ray.ledger import Ledger, read_anchors, write_anchor
 from pft_ray.mechanisms import assign_shares
 from pft_ray.training.loop import GrantReply, LookReply
 from pft_ray.training.step import StepKeys
@@ -67,6 +67,7 @@ class Coordinator:
         self._ledger = Ledger.open(
             config.ledger_url, keys_dir=Path(config.keys_dir), create=False
         )
+        self._require_anchor()
         self._epoch = self._ledger.take_epoch(config.run_id)
         self._plan = self._ledger.run_status(config.run_id).plan
         self._attempt: _Attempt | None = None
@@ -77,6 +78,16 @@ class Coordinator:
         self._released: dict[int, int] = {}
         self._step = 0
         self._remember()
+
+    def _require_anchor(self) -> None:
+        """Refuses a ledger that is behind the anchor: it was rolled back.
+
+        A coordinator that comes back by itself on an older copy would grant again
+        what was spent.
+        """
+        anchor = Path(self._config.anchor_path)
+        if anchor.exists():
+            self._ledger.require(read_anchors(anchor))
 
     def _remember(self) -> None:
         """Writes the ledger's position to the anchor, which lies with the runs."""
@@ -100,6 +111,9 @@ class Coordinator:
         with self._lock:
             if len(set(tokens)) != len(tokens):
                 raise GrantRefusedError("Two ranks have the same incarnation token.")
+            if self._is_repeated(tokens, start):
+                assert self._attempt is not None
+                return self._attempt.number
             reason = self._name_reason(tokens, reason)
             self._count_fault(reason)
             number = self._ledger.open_attempt(
@@ -108,6 +122,16 @@ class Coordinator:
             self._attempt = _Attempt(number, new_key(), tuple(tokens), start)
             self._step = start
             return number
+
+    def _is_repeated(self, tokens: list[bytes], start: int) -> bool:
+        """The roster asks again, as a reply was lost; no key was handed out yet."""
+        current = self._attempt
+        return (
+            current is not None
+            and not current.ended
+            and not current.granted
+            and (current.tokens, current.start) == (tuple(tokens), start)
+        )
 
     def _name_reason(self, tokens: list[bytes], reason: str) -> str:
         """A roster of new incarnations over an open attempt is a worker restart."""
@@ -306,9 +330,12 @@ class Coordinator:
         self._stop = True
 
     def end_run(self, status: str, num_steps_released: int) -> None:
-        """Writes the run's end to the ledger."""
+        """Writes the run's end to the ledger; the same end again changes nothing."""
         with self._lock:
             self._attempt = None
+            run = self._ledger.run_status(self._config.run_id)
+            if run.epoch == self._epoch and run.status == status:
+                return  # the reply to the first call was lost
             self._ledger.end_run(
                 self._config.run_id, self._epoch, status, num_steps_released
             )

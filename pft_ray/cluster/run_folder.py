@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from pft_ray.assurance.claims import CHECKPOINTS
 from pft_ray.errors import PftError, ResumeError
-from pft_ray.training.headers import read_header, write_file
+from pft_ray.training.headers import read_whole, write_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,7 +47,8 @@ class RunFolder:
             ResumeError: Another process drives this run.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        self.checkpoints.mkdir(exist_ok=True)
+        # Names of checkpoints tell attempts, their headers the ledger's length.
+        self.checkpoints.mkdir(exist_ok=True, mode=0o700)
         lock = (self.path / ".lock").open("w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -109,16 +110,17 @@ def latest_checkpoint(
     Args:
         folder: The run's folder.
         registered: Names that the ledger holds, oldest first.
-        plan_digest: The checkpoint must belong to this plan.
+        plan_digest: The checkpoint must belong to this plan, and to this run: what
+            another run released is not paid for by this one.
     """
     found = {path.name: path for path in folder.checkpoint_folders()}
     for name in reversed(registered):
         if name not in found:
             continue
         try:
-            header, _ = read_header(found[name])
+            header = read_whole(found[name])
         except PftError:
             continue
-        if header.plan_digest == plan_digest:
+        if (header.run_id, header.plan_digest) == (folder.run_id, plan_digest):
             return found[name]
     return None

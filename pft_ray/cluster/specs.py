@@ -15,11 +15,16 @@ if TYPE_CHECKING:
 
 
 def split_predicate(job: JobSpec, role: str) -> dict[str, object]:
-    """Returns the public predicate that cuts a block out of the data set."""
+    """Returns the public predicate that cuts a block out of the data set.
+
+    A column that is hashed and the text as a whole are told apart: a column may be
+    named anything, also "content".
+    """
     split = job.data.split
+    column = split.field or job.data.user or job.data.id
     return {
         "kind": "hash-split",
-        "field": split.field or job.data.user or job.data.id or "content",
+        **({"field": column} if column else {"of": "the whole content"}),
         "salt": split.salt,
         "validation_fraction": split.validation_fraction,
         "role": role,

@@ -21,7 +21,7 @@ from pft_ray.cluster.inputs import Inputs, load_inputs
 from pft_ray.cluster.specs import model_spec, optimizer_spec
 from pft_ray.config import JobSpec, read_job
 from pft_ray.crypto import new_token
-from pft_ray.errors import PftError
+from pft_ray.errors import PftError, ResumeError
 from pft_ray.mechanisms import SampledGaussian
 from pft_ray.training.checkpoint import read_checkpoint, write_checkpoint
 from pft_ray.training.headers import CheckpointHeader
@@ -150,6 +150,11 @@ class Worker:
 
     def _load(self, folder: Path) -> int:
         tensors, header = read_checkpoint(folder, self.plan.digest)
+        if header.run_id != self.settings.run_id:
+            raise ResumeError(
+                f"The checkpoint {folder.name} belongs to run {header.run_id}.",
+                "Remove it: what another run released is not paid for by this one.",
+            )
         last = min(header.step, self.plan.num_steps - 1)
         self.phase = self.plan.phase_at(last)[0]
         self.enter_phase(self.phase)

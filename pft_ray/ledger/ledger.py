@@ -9,10 +9,10 @@ from pft_ray.errors import InputError
 from pft_ray.ledger import bodies, registration
 from pft_ray.ledger.chain import Chain
 from pft_ray.ledger.entries import Position
+from pft_ray.ledger.files import create_file, ledger_path, open_for_writing
 from pft_ray.ledger.reader import LedgerReader
 from pft_ray.ledger.run_rules import find_grant
 from pft_ray.ledger.state import check
-from pft_ray.ledger.store import create_file, ledger_path, open_for_writing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -151,9 +151,7 @@ class Ledger(LedgerReader):
             return body
 
         def add_fingerprints(state: LedgerState) -> None:
-            for namespace, rows in packed.items():
-                digests = registration.split_fingerprints(rows)
-                store.insert_fingerprints(name, namespace, digests)
+            registration.insert_fingerprints(store, name, packed)
             if not public:
                 registration.refuse_overlap(state, name, store.overlapping(name))
 

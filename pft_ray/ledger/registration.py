@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from pft_ray.ledger.records import Dataset
     from pft_ray.ledger.state import LedgerState
+    from pft_ray.ledger.store import Store
 
 KEY_FILE = "fingerprint.key"
 FINGERPRINT_BYTES = 16
@@ -70,12 +71,14 @@ def _sorted_rows(name: str, rows: NDArray[np.uint8]) -> bytes:
     return ordered.tobytes()
 
 
-def split_fingerprints(packed: bytes) -> list[bytes]:
-    """Returns the single fingerprints of a packed namespace."""
-    return [
-        packed[start : start + FINGERPRINT_BYTES]
-        for start in range(0, len(packed), FINGERPRINT_BYTES)
-    ]
+def insert_fingerprints(
+    store: Store, dataset: str, packed: Mapping[str, bytes]
+) -> None:
+    """Adds the fingerprints of a data set, inside the transaction that registers it."""
+    for namespace, rows in packed.items():
+        starts = range(0, len(rows), FINGERPRINT_BYTES)
+        digests = [rows[start : start + FINGERPRINT_BYTES] for start in starts]
+        store.insert_fingerprints(dataset, namespace, digests)
 
 
 def dataset_commitment(key: bytes, namespaces: Mapping[str, NDArray[np.uint8]]) -> str:

@@ -7,10 +7,9 @@ lock, so what it read is still true when it writes.
 
 from __future__ import annotations
 
-import os
 import re
 import sqlite3
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -19,20 +18,16 @@ from sqlalchemy import create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from pft_ray.crypto import new_token
 from pft_ray.errors import (
-    InputError,
     LedgerError,
-    LedgerFormatError,
     LedgerLockedError,
     LedgerStorageError,
     PftError,
     VerificationError,
 )
-from pft_ray.ledger.entries import SCHEMA_VERSION, Entry
-from pft_ray.ledger.filesystem import refuse_network_filesystem
+from pft_ray.ledger.entries import Entry
 from pft_ray.ledger.pages import first_bad_page
-from pft_ray.ledger.tables import Statements, metadata
+from pft_ray.ledger.tables import Statements
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
@@ -41,7 +36,6 @@ if TYPE_CHECKING:
 
     Row = tuple[Any, ...]
 
-_SCHEME = "sqlite:///"
 _MIN_SQLITE = (3, 37)
 # What SQLite says when the first page, which holds the schema, is not what it was.
 _SCHEMA_WORDS = (
@@ -56,38 +50,11 @@ _OTHER_TYPES = (
     "SELECT seq FROM entries WHERE 'text' <> typeof(kind) OR 'text' <> typeof(body) "
     "OR 'text' <> typeof(prev_hash) OR 'text' <> typeof(hash) ORDER BY seq LIMIT 1"
 )
-_TABLE_NAMES = "SELECT name FROM sqlite_master WHERE type = 'table'"
 _PRAGMAS = (
     "PRAGMA synchronous=FULL",
     "PRAGMA fullfsync=ON",
     "PRAGMA checkpoint_fullfsync=ON",
 )
-
-
-def ledger_path(url_or_path: str | Path) -> Path:
-    """Returns the file that a ledger URL (``sqlite:///...``) or path names.
-
-    Raises:
-        InputError: The URL is of another database, or of one in memory.
-    """
-    text = str(url_or_path)
-    if text.startswith(_SCHEME):
-        text = text[len(_SCHEME) :]
-    elif "://" in text:
-        raise InputError(
-            f"A ledger at {text.split('://', 1)[0]}://... is not supported.",
-            "Give a path or sqlite:///path.",
-        )
-    if not text or ":memory:" in text or text.startswith("file:"):
-        raise InputError(
-            "The ledger URL names no file.", "A ledger is durable: give a file."
-        )
-    path = Path(text).expanduser().absolute()
-    if path.is_dir():
-        raise LedgerFormatError(
-            f"The ledger {path} is a folder.", "Name a file in it, such as ledger.db."
-        )
-    return path
 
 
 def typed_error(raised: Exception, path: Path) -> PftError:
@@ -301,101 +268,3 @@ class Store:
         """Returns the first entry with a value that is not text."""
         rows = self.fetch(_OTHER_TYPES)
         return int(rows[0][0]) if rows else None
-
-
-def create_file(path: Path, genesis: Entry, timeout_s: float) -> None:
-    """Makes a ledger file whole and then gives it its name, or leaves what is there.
-
-    Two processes that create the same ledger end up with one of the two; an empty or
-    half-written file never appears under the name.
-    """
-    draft = path.with_name(f".{path.name}.{new_token().hex()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        refuse_network_filesystem(path)
-        os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        with closing(Store(draft, timeout_s)) as store:
-            store.prepare_for_writing()
-            _write_genesis(store, genesis)
-        with suppress(FileExistsError):
-            os.link(draft, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise LedgerStorageError(
-            f"The ledger {path.name} cannot be created: {error.strerror}.",
-            "Give a folder on a local disk that can be written.",
-        ) from error
-    finally:
-        for suffix in ("", "-wal", "-shm"):
-            with suppress(OSError):
-                Path(f"{draft}{suffix}").unlink()
-
-
-def _write_genesis(store: Store, genesis: Entry) -> None:
-    try:
-        metadata.create_all(store.connection)
-    except DBAPIError as error:
-        raise typed_error(error, store.path) from error
-    with store.transaction():
-        values = {
-            "schema_version": str(genesis.body["schema"]),
-            "ledger_id": genesis.body["ledger_id"],
-        }
-        for item in values.items():
-            store.execute(store.sql.insert_meta, item)
-        store.insert(genesis)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def check_schema(store: Store) -> str:
-    """Checks that this version can read the ledger, and returns its id.
-
-    Raises:
-        LedgerError: The file is no ledger, or a newer pft_ray wrote it.
-    """
-    names = {name for (name,) in store.fetch(_TABLE_NAMES)}
-    if not {"meta", "entries", "fingerprints"} <= names:
-        raise LedgerFormatError(
-            f"The file {store.path.name} is not a ledger.",
-            "Give the path of a ledger, or another path to create one.",
-        )
-    values: dict[str, str] = dict(store.fetch(store.sql.meta))
-    version = values.get("schema_version", "")
-    if not version.isdigit() or "ledger_id" not in values:
-        raise VerificationError(
-            "The ledger's meta table does not hold its version and id any more.",
-            "Restore the ledger from a copy that verifies.",
-            {"row": "meta"},
-        )
-    if int(version) != SCHEMA_VERSION:
-        raise LedgerFormatError(
-            f"The ledger has schema {version}; this pft_ray reads {SCHEMA_VERSION}.",
-            "Upgrade pft_ray: nothing runs on a ledger it cannot read.",
-            {"schema": int(version)},
-        )
-    return values["ledger_id"]
-
-
-def open_for_writing(path: Path, timeout_s: float) -> tuple[Store, str]:
-    """Opens a ledger file that exists; returns its store and the id it names.
-
-    Raises:
-        LedgerError: The file is no ledger, or a newer version wrote it.
-        LedgerStorageError: A network file system, or storage that fails.
-    """
-    refuse_network_filesystem(path)
-    store = Store(path, timeout_s)
-    try:
-        ledger_id = check_schema(store)
-        store.prepare_for_writing()
-    except BaseException:
-        store.close()
-        raise
-    return store, ledger_id

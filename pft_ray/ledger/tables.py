@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import (
     DDL,
     BigInteger,
     Column,
     Dialect,
+    Insert,
     Integer,
     LargeBinary,
     MetaData,
+    Select,
     Table,
     Text,
     and_,
@@ -65,59 +69,67 @@ for _table in (entries, fingerprints):
         )
 
 
+_other = fingerprints.alias("other")
+_row = select(
+    entries.c.seq,
+    *(
+        cast(column, LargeBinary)
+        for column in (
+            entries.c.kind,
+            entries.c.body,
+            entries.c.prev_hash,
+            entries.c.hash,
+        )
+    ),
+)
+_digests = (
+    select(fingerprints.c.digest)
+    .where(
+        and_(
+            fingerprints.c.namespace == bindparam("namespace"),
+            fingerprints.c.dataset == bindparam("dataset"),
+        )
+    )
+    .order_by(fingerprints.c.digest)
+)
+_overlaps = (
+    select(_other.c.dataset)
+    .distinct()
+    .select_from(
+        fingerprints.join(
+            _other,
+            and_(
+                fingerprints.c.namespace == _other.c.namespace,
+                fingerprints.c.digest == _other.c.digest,
+                fingerprints.c.dataset != _other.c.dataset,
+            ),
+        )
+    )
+    .where(fingerprints.c.dataset == bindparam("dataset"))
+)
+
+
 class Statements:
-    """SQL compiled once for a dialect: the append path pays no compilation."""
+    """SQL compiled once for a dialect: the append path pays no compilation.
+
+    Parameters are in the order in which they stand in the text. Rows of entries come
+    as (seq, kind, body, prev_hash, hash), the last four as bytes.
+    """
 
     def __init__(self, dialect: Dialect) -> None:
-        other = fingerprints.alias("other")
-        raw = [
-            cast(column, LargeBinary)
-            for column in (
-                entries.c.kind,
-                entries.c.body,
-                entries.c.prev_hash,
-                entries.c.hash,
-            )
-        ]
-        row = select(entries.c.seq, *raw)
-        sequence = bindparam("seq", type_=Integer())
-
-        def compiled(statement: object) -> str:
-            return str(statement.compile(dialect=dialect))  # type: ignore[attr-defined]
+        def compiled(statement: Insert | Select[Any]) -> str:
+            return str(statement.compile(dialect=dialect))
 
         self.insert_entry = compiled(insert(entries))
         self.insert_meta = compiled(insert(meta))
         self.insert_fingerprint = compiled(insert(fingerprints))
         self.meta = compiled(select(meta.c.key, meta.c.value))
         self.rows_from = compiled(
-            row.where(entries.c.seq >= sequence).order_by(entries.c.seq)
+            _row.where(entries.c.seq >= bindparam("seq")).order_by(entries.c.seq)
         )
-        self.rows_down = compiled(row.order_by(entries.c.seq.desc()))
-        self.digests = compiled(
-            select(fingerprints.c.digest)
-            .where(
-                and_(
-                    fingerprints.c.namespace == bindparam("namespace"),
-                    fingerprints.c.dataset == bindparam("dataset"),
-                )
-            )
-            .order_by(fingerprints.c.digest)
-        )
-        self.overlaps = compiled(
-            select(other.c.dataset)
-            .distinct()
-            .select_from(
-                fingerprints.join(
-                    other,
-                    and_(
-                        fingerprints.c.namespace == other.c.namespace,
-                        fingerprints.c.digest == other.c.digest,
-                        fingerprints.c.dataset != other.c.dataset,
-                    ),
-                )
-            )
-            .where(fingerprints.c.dataset == bindparam("dataset"))
-        )
+        self.rows_down = compiled(_row.order_by(entries.c.seq.desc()))
+        self.digests = compiled(_digests)
+        self.overlaps = compiled(_overlaps)
         self.fingerprinted = compiled(
             select(fingerprints.c.dataset, fingerprints.c.namespace).distinct()
         )

@@ -22,10 +22,11 @@ from pft_ray.errors import (
 from pft_ray.ledger.anchor import check_anchor
 from pft_ray.ledger.budget import envelope_epsilon_units
 from pft_ray.ledger.entries import bad_row
+from pft_ray.ledger.files import check_schema, ledger_path
 from pft_ray.ledger.reader import LedgerReader
 from pft_ray.ledger.registration import packed_commitment, require_key
 from pft_ray.ledger.state import LedgerState, replay_row
-from pft_ray.ledger.store import Store, check_schema, ledger_path
+from pft_ray.ledger.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -59,7 +60,9 @@ class RunCheck:
     """A verified run.
 
     ``epsilon`` is the run's, computed anew: the largest over its envelopes when their
-    blocks are disjoint, else the sum. ``envelope`` is the same of what was reserved.
+    blocks are disjoint, else the sum. ``envelope`` is the same of what was reserved,
+    ``delta`` of its deltas. ``stated`` is what a report of the run has to say of its
+    plan.
     """
 
     run_id: str
@@ -68,7 +71,9 @@ class RunCheck:
     num_steps_max: int
     epsilon: float
     envelope: float
+    delta: float
     envelopes: tuple[EnvelopeCheck, ...]
+    stated: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -289,8 +294,25 @@ def _check_run(state: LedgerState, run: Run, price: PriceFunction) -> RunCheck:
         num_steps_max=run.num_steps_max,
         epsilon=together(check.epsilon for check in checks),
         envelope=together(check.envelope for check in checks),
+        delta=together(check.delta for check in checks),
         envelopes=tuple(checks),
+        stated=_stated(run),
     )
+
+
+def _stated(run: Run) -> dict[str, Any]:
+    """Returns the fields of a report that the run's plan decides."""
+    plan = run.plan
+    return {
+        "unit": plan.unit,
+        "relation_domain": plan.relation_domain,
+        "target_epsilon": plan.target_epsilon,
+        "noise_multiplier": plan.noise_multiplier,
+        "sample_rate": plan.sample_rate,
+        "num_steps_planned": plan.num_steps,
+        "num_steps_max": plan.num_steps_max,
+        "plan_digest": run.plan_digest,
+    }
 
 
 def _pld(event: Event, delta: float) -> float:

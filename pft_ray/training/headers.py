@@ -5,6 +5,7 @@ Free of torch, so that claims about the ledger can be collected without it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -80,3 +81,23 @@ def read_header(folder: Path) -> tuple[CheckpointHeader, str]:
             f"The checkpoint {folder.name} has no readable header.",
             "Remove that folder; the run resumes from the checkpoint before it.",
         ) from None
+
+
+def read_whole(folder: Path) -> CheckpointHeader:
+    """Reads a checkpoint's header and checks that its state is what was written.
+
+    Raises:
+        ResumeError: Header or state is missing or damaged.
+    """
+    header, digest = read_header(folder)
+    try:
+        found = hashlib.sha256((folder / STATE_FILE).read_bytes()).hexdigest()
+    except OSError:
+        found = ""
+    if found != digest:
+        raise ResumeError(
+            f"The checkpoint {folder.name} is damaged: its state is not what was "
+            "written.",
+            "Remove that folder; the run resumes from the checkpoint before it.",
+        )
+    return header

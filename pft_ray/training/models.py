@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,6 @@ from pft_ray.training.spec import LoraSpec, ModelSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from pft_ray.training.batch import TokenBatch
 
@@ -199,7 +199,7 @@ class TrainedModel:
         if self._full:
             self._base_to_save().save_pretrained(folder)  # type: ignore[operator]
         elif self._adapters is not None:
-            write_adapters(self._adapters, self.spec.path, folder)
+            write_adapters(self._adapters, _public_name(self.spec.path), folder)
         if not isinstance(self.module, TextClassifier):
             return
         head = self.module.head
@@ -253,6 +253,12 @@ def assemble(spec: ModelSpec, base: nn.Module, adapters: Any) -> TrainedModel:
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     return TrainedModel(spec, module, adapters)
+
+
+def _public_name(path: str) -> str:
+    """Returns a model's reference as it may be released: no folder of this machine."""
+    place = Path(path)
+    return place.name if place.is_absolute() else path
 
 
 def _part_of(name: str) -> str:

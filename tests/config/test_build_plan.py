@@ -98,6 +98,12 @@ def test_looks_default_to_the_target_of_training():
     assert (plan.evaluation.looks, plan.evaluation.num_looks_max) == ((4, 12), 2)
 
 
+def test_looks_may_have_a_delta_of_their_own():
+    built = build_job(job(**SIGMA, evaluation__delta=1e-6), Path())
+    assert (built.plan.delta, built.plan.evaluation.delta) == (1e-5, 1e-6)
+    assert [envelope.delta for envelope in built.envelopes] == [1e-5, 1e-6]
+
+
 def without_evaluation(**changes):
     data = job_dict(**SIGMA, **changes)
     data["evaluation"] = None

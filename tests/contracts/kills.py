@@ -40,7 +40,7 @@ MOST_LIVES = 12
 Victim = Literal["rank", "coordinator", "reply", "driver", "stop"]
 
 
-class Death(BaseException):  # noqa: N818 - not an error: the process is gone
+class Death(BaseException):
     """A rank's process is gone; nothing in it can catch that."""
 
 

@@ -11,6 +11,7 @@ import shutil
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -153,65 +154,20 @@ class Trainer:
 def set_stage(monkeypatch, stage: Stage | None = None) -> Stage:
     """Puts the stand-ins in place until the test ends; returns the stage."""
     stage = stage or Stage()
-    loading = threading.Lock()
-    load_model = worker.load_model
-
-    def load_alone(*args, **kwargs):
-        with loading:  # transformers sets process-wide state while it loads
-            return load_model(*args, **kwargs)
-
-    @contextmanager
-    def no_cluster(_address, *, num_cpus):
-        yield True
-
-    def torch_trainer(function, **kwargs):
-        return Trainer(
-            stage,
-            function,
-            kwargs["train_loop_config"],
-            kwargs["scaling_config"].num_workers,
-            Path(kwargs["run_config"].storage_path) / kwargs["run_config"].name,
-            kwargs["run_config"].failure_config.max_failures,
-        )
-
-    class Collective:
-        """The rank's collective; a listed step is where rank 0 dies."""
-
-        def __init__(self):
-            self.inner = stage.group.of(stage.local.rank)
-
-        def gather(self, words):
-            if len(words) > 2 and stage.local.rank == 0 and words[1] in stage.die_at:
-                stage.die_at.remove(int(words[1]))
-                raise SystemExit(17)
-            return self.inner.gather(words)
-
-        def reduce(self, share):
-            return self.inner.reduce(share)
-
-        def reduce_public(self, vector):
-            return sum(self.inner.gather(vector))
-
-    def context():
-        return SimpleNamespace(
-            get_world_rank=lambda: stage.local.rank,
-            get_world_size=lambda: stage.group.world,
-        )
-
     train = worker.ray.train
     for module, name, value in (
-        (trainer, "ray_cluster", no_cluster),
+        (trainer, "ray_cluster", _no_cluster),
         (trainer, "check_placement", lambda *_: None),
         (trainer, "start_coordinator", stage.start_coordinator),
         (trainer, "stop_coordinator", lambda _run: None),
         (trainer, "call", stage.call),
         (trainer, "_POLL_S", 0.02),
         (actors, "call", stage.call),
-        (fit, "TorchTrainer", torch_trainer),
+        (fit, "TorchTrainer", partial(_torch_trainer, stage)),
         (worker, "connect", lambda _run: stage.handle),
-        (worker, "GlooCollective", Collective),
-        (worker, "load_model", load_alone),
-        (train, "get_context", context),
+        (worker, "GlooCollective", partial(Collective, stage)),
+        (worker, "load_model", _one_at_a_time(worker.load_model)),
+        (train, "get_context", partial(_context, stage)),
         (train, "report", stage.report),
         (train, "get_all_reported_checkpoints", lambda: None),
         (train, "get_checkpoint", stage.get_checkpoint),
@@ -220,3 +176,60 @@ def set_stage(monkeypatch, stage: Stage | None = None) -> Stage:
         monkeypatch.setattr(module, name, value)
     torch.set_num_threads(1)
     return stage
+
+
+class Collective:
+    """The rank's collective; a listed step is where rank 0 dies."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._inner = stage.group.of(stage.local.rank)
+
+    def gather(self, words):
+        stage = self._stage
+        is_header = len(words) > 2  # what ranks agree on is shorter
+        if is_header and stage.local.rank == 0 and words[1] in stage.die_at:
+            stage.die_at.remove(int(words[1]))
+            raise SystemExit(17)
+        return self._inner.gather(words)
+
+    def reduce(self, share):
+        return self._inner.reduce(share)
+
+    def reduce_public(self, vector):
+        return sum(self._inner.gather(vector))
+
+
+@contextmanager
+def _no_cluster(_address, *, num_cpus):
+    yield True
+
+
+def _torch_trainer(stage: Stage, function, **kwargs) -> Trainer:
+    run = kwargs["run_config"]
+    return Trainer(
+        stage,
+        function,
+        kwargs["train_loop_config"],
+        kwargs["scaling_config"].num_workers,
+        Path(run.storage_path) / run.name,
+        run.failure_config.max_failures,
+    )
+
+
+def _context(stage: Stage) -> Any:
+    return SimpleNamespace(
+        get_world_rank=lambda: stage.local.rank,
+        get_world_size=lambda: stage.group.world,
+    )
+
+
+def _one_at_a_time(function):
+    """transformers sets process-wide state while it loads a model."""
+    lock = threading.Lock()
+
+    def locked(*args, **kwargs):
+        with lock:
+            return function(*args, **kwargs)
+
+    return locked

@@ -7,6 +7,12 @@ import pytest
 from tests.e2e.refusals import Bench, pft
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "tests/e2e" in str(item.path):
+            item.add_marker(pytest.mark.e2e)
+
+
 @pytest.fixture(scope="session")
 def _shared_bench(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")

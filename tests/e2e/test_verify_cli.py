@@ -45,7 +45,9 @@ def lived(tmp_path_factory):
     report = {
         "run_id": "run-1",
         "epsilon": run["epsilon"],
+        "delta": run["delta"],
         "ledger": {"sequence": reserved.sequence, "root": reserved.root},
+        **run["stated"],
     }
     (runs / "run-1").mkdir()
     (runs / "run-1" / "report.json").write_text(json.dumps(report))
@@ -214,7 +216,22 @@ def test_a_changed_or_lost_fingerprint_is_noticed(ledger):
     assert "fingerprints" in refused()["message"]
 
 
-@pytest.mark.parametrize("change", [{"epsilon": 2.0}, {"run_id": "run-2"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epsilon": 2.0},
+        {"epsilon": "8"},
+        {"delta": 1e-9},
+        {"unit": "user"},
+        {"relation_domain": "prepared"},
+        {"noise_multiplier": 4.0},
+        {"sample_rate": 0.01},
+        {"num_steps_max": 16},
+        {"plan_digest": "0" * 64},
+        {"run_id": "run-2"},
+    ],
+    ids=lambda change: "-".join(change),
+)
 def test_an_edited_report_is_noticed(ledger, change):
     path = Path("runs/run-1/report.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | change))

@@ -67,7 +67,7 @@ def test_the_log_cut_anywhere_keeps_every_whole_commit(tmp_path):
         # Bytes of log at each acknowledged position, oldest first.
         acknowledged = [(wal_bytes(path), ledger.position())]
         copies = [copy_state(path, tmp_path / "at-0")]
-        for step in range(8):
+        for step in range(6):
             position = ledger.charge_steps(
                 "run", epoch, attempt, step, step + 1, nonce(step)
             )
@@ -84,7 +84,7 @@ def test_the_log_cut_anywhere_keeps_every_whole_commit(tmp_path):
     frames = range(_HEADER_BYTES, len(last_wal) + 1, frame)
     assert len(last_wal) == frames[-1]
     cuts = sorted({*frames, *range(acknowledged[0][0], len(last_wal), _STRIDE_BYTES)})
-    assert len(cuts) > 400
+    assert len(cuts) > 300
     copy = copies[-1]
     for cut in cuts:
         Path(f"{copy}-shm").unlink(missing_ok=True)
