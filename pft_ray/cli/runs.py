@@ -99,6 +99,8 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Show a run's released report and where its page is."""
+    from pft_ray.assurance.wording import round_up
+
     path = find_run(run, runs_dir) / "report.json"
     data = _read(path)
     if as_json:
@@ -118,7 +120,7 @@ def _report_rows(data: dict[str, Any]) -> list[tuple[str, Any]]:
     asked = f" (target {target:g})" if target is not None else ""
     rows: list[tuple[str, Any]] = [
         ("run", data["run_id"]),
-        ("epsilon", f"{data['epsilon']:.4g}{asked}"),
+        ("epsilon", f"{round_up(data['epsilon'], 4)}{asked}"),
         ("delta", f"{data['delta']:g}"),
         ("unit", f"{data['unit']}, {data['relation']}, {data['relation_domain']}"),
         ("scope", data["guarantee_scope"]),

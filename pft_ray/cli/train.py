@@ -90,6 +90,8 @@ def _show_dry_run(facts: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _show(result: RunResult, *, as_json: bool) -> None:
+    from pft_ray.assurance.wording import round_up
+
     if as_json:
         render.print_json(
             {
@@ -108,7 +110,7 @@ def _show(result: RunResult, *, as_json: bool) -> None:
         return
     report = result.report
     rows: list[tuple[str, Any]] = [
-        ("epsilon", f"{report['epsilon']:.4g}"),
+        ("epsilon", round_up(report["epsilon"], 4)),
         ("delta", f"{report['delta']:g}"),
         ("unit", report["unit"]),
         ("scope", report["guarantee_scope"]),
@@ -152,11 +154,13 @@ class _Display:
     def start(self, trainer: PrivateTrainer) -> None:
         """Says what is about to run and prepares the epsilon curve."""
         from pft_ray.accounting.curves import epsilon_curve
+        from pft_ray.assurance.wording import round_up
 
         plan = trainer.built.plan
+        shown = round_up(trainer.built.epsilon, 4)
         out = render.console(stderr=True)
         out.print(
-            f"{trainer.built.job.name}: epsilon {trainer.built.epsilon:.4g} at delta "
+            f"{trainer.built.job.name}: epsilon {shown} at delta "
             f"{plan.delta:g}, T {plan.num_steps} + reserve {plan.fault_reserve}, "
             f"workers {trainer.built.job.cluster.workers}",
             markup=False,

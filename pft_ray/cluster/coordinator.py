@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from pft_ray.training.step import StepKeys
 
 _FATAL_REPEATS = 2
 _UNPLANNED = ("worker-restart", "void-step")
+_AT = "-at-"
+_ALL = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Coordinator:
         self._lock = threading.Lock()
         self._stop = False
         self._looks: dict[int, int] = {}
-        self._faults: dict[int, int] = {}
+        self._faults = self._stored_faults()
         self._released: dict[int, int] = {}
         self._step = 0
         self._remember()
@@ -114,11 +117,14 @@ class Coordinator:
             if self._is_repeated(tokens, start):
                 assert self._attempt is not None
                 return self._attempt.number
-            reason = self._name_reason(tokens, reason)
-            self._count_fault(reason)
+            reason, position = self._name_reason(tokens, reason)
             number = self._ledger.open_attempt(
                 self._config.run_id, self._epoch, start, reason
             )
+            self._attempt = None
+            if position is not None:
+                self._faults[position] += 1
+            self._refuse_repeated_faults()
             self._attempt = _Attempt(number, new_key(), tuple(tokens), start)
             self._step = start
             return number
@@ -133,24 +139,47 @@ class Coordinator:
             and (current.tokens, current.start) == (tuple(tokens), start)
         )
 
-    def _name_reason(self, tokens: list[bytes], reason: str) -> str:
-        """A roster of new incarnations over an open attempt is a worker restart."""
-        current = self._attempt
-        if current is None or current.ended or set(tokens) & set(current.tokens):
-            return reason
-        return "worker-restart"
+    def _name_reason(
+        self, tokens: list[bytes], reason: str
+    ) -> tuple[str, int | None]:
+        """Returns the reason for the ledger, and the step of an unplanned end.
 
-    def _count_fault(self, reason: str) -> None:
-        if reason not in _UNPLANNED or self._attempt is None:
-            return
-        position = self._step
-        self._faults[position] = self._faults.get(position, 0) + 1
-        if self._faults[position] >= _FATAL_REPEATS:
-            raise RunFailedError(
-                f"Workers ended without a public cause {_FATAL_REPEATS} times at "
-                f"planned step {position}.",
-                "Look at the workers' logs; nothing further is released.",
-            )
+        A roster of new incarnations over an open attempt is a worker restart. The
+        step goes into the reason, so that later coordinators count it too.
+        """
+        current = self._attempt
+        if current is None or current.ended:
+            return reason, None
+        if not set(tokens) & set(current.tokens):
+            reason = "worker-restart"
+        if reason not in _UNPLANNED:
+            return reason, None
+        return f"{reason}{_AT}{self._step}", self._step
+
+    def _stored_faults(self) -> Counter[int]:
+        """Returns unplanned ends by planned step, as the ledger holds them."""
+        found: Counter[int] = Counter()
+        for entry in self._ledger.history(_ALL, run_id=self._config.run_id):
+            if entry.kind == "attempt":
+                _, at, step = str(entry.body["reason"]).partition(_AT)
+                if at:
+                    found[int(step)] += 1
+        return found
+
+    def _refuse_repeated_faults(self) -> None:
+        """Ends the run for good when a planned step ended it without a public cause.
+
+        What happens twice at one step may be a record's doing; going on, or not,
+        would then tell of it.
+        """
+        for position, count in self._faults.items():
+            if count >= _FATAL_REPEATS:
+                raise RunFailedError(
+                    f"Workers ended without a public cause {count} times at planned "
+                    f"step {position}.",
+                    "Nothing further is released. Look at the workers' logs, then "
+                    "start a new run with --new.",
+                )
 
     def request(
         self, attempt: int, rank: int, token: bytes, start: int, stop: int

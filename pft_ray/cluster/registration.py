@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def create_budget(
-    job_path: Path,
+    job_path: str | Path,
     *,
     runs: int = 1,
     epsilon: float | None = None,

@@ -206,7 +206,7 @@ class PrivateTrainer:
         status = ledger.run_status(folder.run_id)
         checkpoint = latest_checkpoint(folder, status.checkpoints, plan.digest)
         folder.log_event("resumed" if resumed else "started")
-        watch = _Watch()
+        watch = _Watch({"attempts": status.num_attempts})
         started = time.perf_counter()
         with ray_cluster(
             address or cluster.address,

@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from pft_ray.crypto import new_token
 from pft_ray.errors import (
     InputError,
+    LedgerFormatError,
     LedgerStorageError,
     VerificationError,
 )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import sqlite3
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -25,14 +24,16 @@ from pft_ray.errors import (
     PftError,
     VerificationError,
 )
-from pft_ray.ledger.entries import Entry
 from pft_ray.ledger.pages import first_bad_page
 from pft_ray.ledger.tables import Statements
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
+    from pathlib import Path
 
     from sqlalchemy.engine import Connection, CursorResult
+
+    from pft_ray.ledger.entries import Entry
 
     Row = tuple[Any, ...]
 

@@ -175,6 +175,22 @@ def test_two_unplanned_ends_at_one_step_end_the_run(run):
     coordinator.progress(second, 0, 1)
     with pytest.raises(RunFailedError, match="2 times at planned step 1"):
         coordinator.open_attempt([C], 0, "start")
+    assert coordinator.request(second, 0, B, 0, 3).status == "closed"
+    for _ in range(2):
+        with pytest.raises(RunFailedError, match="2 times at planned step 1"):
+            run.coordinator().open_attempt([C], 0, "resume")
+
+
+def test_unplanned_ends_are_counted_over_restarts_of_the_coordinator(run):
+    for number in range(2):
+        coordinator = run.coordinator()
+        tokens = [bytes([n + 1 + 10 * number] * 16) for n in range(2)]
+        attempt = coordinator.open_attempt([tokens[0]], 0, "resume")
+        coordinator.progress(attempt, 0, 2)
+        if number == 0:
+            coordinator.open_attempt([tokens[1]], 0, "resume")
+    with pytest.raises(RunFailedError, match="2 times at planned step 2"):
+        coordinator.open_attempt([tokens[1]], 0, "resume")
 
 
 def test_deaths_at_different_steps_do_not_end_the_run(run):
