@@ -99,8 +99,6 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Show a run's released report and where its page is."""
-    from pft_ray.assurance.wording import round_up
-
     path = find_run(run, runs_dir) / "report.json"
     data = _read(path)
     if as_json:
@@ -116,6 +114,8 @@ def report(
 
 
 def _report_rows(data: dict[str, Any]) -> list[tuple[str, Any]]:
+    from pft_ray.assurance.wording import round_up
+
     target = data["target_epsilon"]
     asked = f" (target {target:g})" if target is not None else ""
     rows: list[tuple[str, Any]] = [

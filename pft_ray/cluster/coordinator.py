@@ -139,9 +139,7 @@ class Coordinator:
             and (current.tokens, current.start) == (tuple(tokens), start)
         )
 
-    def _name_reason(
-        self, tokens: list[bytes], reason: str
-    ) -> tuple[str, int | None]:
+    def _name_reason(self, tokens: list[bytes], reason: str) -> tuple[str, int | None]:
         """Returns the reason for the ledger, and the step of an unplanned end.
 
         A roster of new incarnations over an open attempt is a worker restart. The

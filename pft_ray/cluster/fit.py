@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -81,8 +82,7 @@ def fit_workers(
             warnings.simplefilter("ignore")
             result = trainer.fit()
     except Exception as problem:  # noqa: BLE001 - Ray raises many kinds; all end a run
-        cause = f"{type(problem).__name__}: {problem}"[:_CAUSE_LENGTH]
-        return FitOutcome("died", _typed(problem), cause)
+        return FitOutcome("died", _typed(problem), _cause(problem))
     worker: dict[str, Any] = result.return_value or {}
     error: PftError | None = worker.get("error")
     return FitOutcome(
@@ -95,8 +95,42 @@ def fit_workers(
 
 
 def _typed(error: BaseException) -> PftError:
-    """Returns a typed error that names the kind of failure, never a record."""
+    """Returns what a worker raised on purpose, or the kind of failure."""
+    for _, problem in _failures(error):
+        if isinstance(problem, PftError):
+            return problem
     return RunFailedError(
         f"The worker group failed for good ({type(error).__name__}).",
-        "The workers' logs say why; run the same command again to resume.",
+        "operator.json says where; run the same command again to resume.",
     )
+
+
+def _cause(error: BaseException) -> str:
+    """Returns kinds and places of what failed, for the operator.
+
+    Words of an error that is not ours may quote a record, and Ray's message repeats
+    them: neither is kept.
+    """
+    parts = [type(error).__name__]
+    for rank, problem in _failures(error):
+        ours = isinstance(problem, PftError)
+        words = str(problem) if ours else type(problem).__name__
+        parts.append(f"rank {rank}: {words}{_place(error, rank)}")
+    return "; ".join(parts)[:_CAUSE_LENGTH]
+
+
+def _failures(error: BaseException) -> list[tuple[int, BaseException]]:
+    """Returns what each rank raised, without Ray's wrapping."""
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
+    return [
+        (rank, getattr(problem, "_base_exc", problem))
+        for rank, problem in sorted(failures.items())
+    ]
+
+
+def _place(error: BaseException, rank: int) -> str:
+    """Returns the last line of pft_ray in a rank's traceback, if Ray kept one."""
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
+    trace = str(getattr(failures[rank], "_traceback_str", ""))
+    lines = re.findall(r'File "[^"]*pft_ray/([^"]+)", line (\d+)', trace)
+    return f" in {lines[-1][0]}, line {lines[-1][1]}" if lines else ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import traceback
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 from pft_ray.cluster import actors, fit, trainer, worker
 from pft_ray.cluster.coordinator import Coordinator
@@ -34,10 +37,6 @@ class FixedKeys(Coordinator):
         number = super().open_attempt(tokens, start, reason)
         self._attempt.key = derive_key(FIXED, "attempt", number)
         return number
-
-
-class Died(Exception):  # noqa: N818 - what Ray says when a worker is gone
-    """The worker group died and may not be restarted any more."""
 
 
 @dataclass
@@ -111,6 +110,7 @@ class Trainer:
     world: int
     storage: Path
     most_failures: int
+    failures: dict[int, Exception] = field(default_factory=dict)
 
     def fit(self):
         self.stage.storage = self.storage
@@ -118,12 +118,13 @@ class Trainer:
             results = self._run_group()
             if all(result is not None for result in results):
                 return SimpleNamespace(return_value=results[0])
-        raise Died
+        words = "\n".join(str(error) for error in self.failures.values())
+        raise WorkerGroupError(words, self.failures)
 
     def _run_group(self) -> list[Any]:
         self.stage.group = Ranks(self.world)
         results: list[Any] = [None] * self.world
-        errors: list[BaseException] = []
+        errors: list[tuple[int, BaseException, str]] = []
 
         def live(rank):
             self.stage.local.rank = rank
@@ -132,7 +133,7 @@ class Trainer:
             except threading.BrokenBarrierError:
                 pass
             except BaseException as error:  # noqa: BLE001 - as a process that ends
-                errors.append(error)
+                errors.append((rank, error, traceback.format_exc()))
             finally:
                 if results[rank] is None:
                     self.stage.group.barrier.abort()
@@ -145,9 +146,10 @@ class Trainer:
             thread.start()
         for thread in threads:
             thread.join(60)
-        unexpected = [e for e in errors if not isinstance(e, SystemExit)]
-        if unexpected:
-            raise unexpected[0]
+        self.failures = {
+            rank: UserExceptionWithTraceback(error, trace)
+            for rank, error, trace in errors
+        }
         return results
 
 

@@ -21,7 +21,9 @@ def sound(tmp_path_factory):
         for number in range(400):
             text = "y" * (7 * number % 5000)
             connection.execute("INSERT INTO a VALUES (?, ?)", (number**3, text))
-            connection.execute("INSERT INTO b VALUES (?, ?)", (text[:1500], b"v"))
+            connection.execute(
+                "INSERT INTO b VALUES (?, ?)", (f"{number}{text[:1500]}", b"v")
+            )
             key = number.to_bytes(2, "big") * (1 + number % 900)
             connection.execute("INSERT INTO c VALUES (?)", (key,))
         connection.commit()
