@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from pft_ray.data.tokens import TokenTable
     from pft_ray.training.models import TrainedModel
 
-PENALTIES = (1e-4, 1e-3, 1e-2)
-RATES = (1e-3, 3e-3)
+PENALTIES = (1e-3, 1e-2, 3e-2, 1e-1)
+RATES = (1e-3, 3e-3, 1e-2)
 EPOCHS = 4
 BATCH = 64
 

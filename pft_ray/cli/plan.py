@@ -205,7 +205,11 @@ def _blocks(built: Any, ledger: str | None) -> list[dict[str, Any]]:
     from pft_ray.ledger import Ledger
     from pft_ray.ledger.home import keys_dir, ledger_location
 
-    location = ledger_location(ledger or built.job.ledger.url, built.base_dir)
+    location = (
+        ledger_location(ledger)
+        if ledger is not None
+        else ledger_location(built.job.ledger.url, built.base_dir)
+    )
     rows = []
     known = {}
     if "://" in location or Path(location).exists():

@@ -48,16 +48,21 @@ def train(
     result: RunResult | None = None
     saved = render.quiet_stdout()
     try:
-        from pft_ray.cluster.placement import check_local_placement
+        from pft_ray.cluster.placement import check_placement_before
         from pft_ray.cluster.trainer import PrivateTrainer
+        from pft_ray.ledger.home import ledger_location
 
         with _Display(enabled=not as_json and sys.stderr.isatty()) as display:
             trainer = PrivateTrainer(
-                job, overrides=set_ or [], ledger=ledger, on_progress=display.update
+                job,
+                overrides=set_ or [],
+                ledger=None if ledger is None else ledger_location(ledger),
+                on_progress=display.update,
             )
             cluster = trainer.built.job.cluster
-            if address is None and cluster.address is None:
-                check_local_placement(cluster.workers, cluster.cpus_per_worker)
+            check_placement_before(
+                cluster.workers, cluster.cpus_per_worker, address or cluster.address
+            )
             if dry_run:
                 facts = trainer.check()
             else:

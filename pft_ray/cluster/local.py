@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from pft_ray.cluster.actors import NAMESPACE
+from pft_ray.cluster.placement import check_reachable
 from pft_ray.errors import InputError, PlacementError
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def ray_cluster(
             "_temp_dir": temp_dir,
         }
     else:
+        check_reachable(address)
         options["address"] = address
     if working_dir is not None:
         options["runtime_env"] = {"env_vars": {"PYTHONPATH": working_dir}}

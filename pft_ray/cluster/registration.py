@@ -34,7 +34,8 @@ def create_budget(
         runs: How many runs of the job the blocks shall hold, without ``epsilon``.
         epsilon: Budget of each block.
         delta: Delta of each block, with ``epsilon``.
-        ledger: URL or path; default: the job's, else PFT_HOME's.
+        ledger: URL, or path from the current folder; default: the job's, else
+            PFT_HOME's.
         overrides: ``section.key=value`` items.
 
     Returns:
@@ -52,7 +53,11 @@ def create_budget(
         _block(built, envelope, runs, epsilon=epsilon, delta=delta)
         for envelope in built.envelopes
     ]
-    location = ledger_location(ledger or job.ledger.url, built.base_dir)
+    location = (
+        ledger_location(ledger)
+        if ledger is not None
+        else ledger_location(job.ledger.url, built.base_dir)
+    )
     opened = Ledger.open(location, keys_dir=keys_dir(), create=True)
     _check_existing(opened, blocks)
     prepared = prepare_data(job.data.spec(built.base_dir), opened.fingerprint_key())
@@ -65,26 +70,29 @@ def create_budget(
             "num_validation": job.data.num_validation,
         },
     )
-    rows = []
-    for envelope, block in zip(built.envelopes, blocks, strict=True):
-        created = opened.create_block(block)
-        status = opened.block_status(block.name)
-        rows.append(
-            {
-                "name": status.name,
-                "created": created,
-                "epsilon": status.epsilon,
-                "delta": status.delta,
-                "epsilon_left": status.remaining_epsilon,
-                "runs_left": runs_left(status, envelope),
-            }
-        )
     return {
         "ledger": location,
         "registration": job.data.registration,
         "registered": registered,
         "public": job.data.public,
-        "blocks": rows,
+        "blocks": [
+            _created(opened, block, envelope)
+            for block, envelope in zip(blocks, built.envelopes, strict=True)
+        ],
+    }
+
+
+def _created(ledger: Ledger, block: BlockSpec, envelope: Envelope) -> dict[str, Any]:
+    """Creates a block; returns what there is of it, as JSON."""
+    created = ledger.create_block(block)
+    status = ledger.block_status(block.name)
+    return {
+        "name": status.name,
+        "created": created,
+        "epsilon": status.epsilon,
+        "delta": status.delta,
+        "epsilon_left": status.remaining_epsilon,
+        "runs_left": runs_left(status, envelope),
     }
 
 

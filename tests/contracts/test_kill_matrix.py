@@ -122,6 +122,22 @@ def test_the_matrix_is_large_enough():
     assert len(set(map(str, SINGLE))) == len(SINGLE)
 
 
+def exhausting(point: str) -> list[Kill]:
+    """The driver dies again and again: each time costs steps, until none is left."""
+    return [Kill("driver", point, nth=3 * (k + 1), rank=k % 2) for k in range(12)]
+
+
+@pytest.mark.parametrize("point", ["checked", "drawn", "applied"])
+def test_an_allowance_that_is_used_up(template, tmp_path, quiet_report, point):
+    """The run ends with what it has, at T_max charged steps and the same epsilon."""
+    cell = run_cell(template, tmp_path / "cell", exhausting(point))
+    assert len(cell.host.struck) >= 3
+    assert_sound(cell)
+    assert_same_report(cell, quiet_report)
+    assert cell.status == "budget_exhausted"
+    assert len(cell.host.register.charged()) == cell.host.plan.num_steps_max
+
+
 def random_kills(seed: int) -> list[Kill]:
     """Two to five losses at random points."""
     source = random.Random(seed)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pft_ray.cluster import trainer
+from pft_ray.cluster import trainer, worker
 from pft_ray.cluster.registration import create_budget
 from pft_ray.cluster.trainer import PrivateTrainer
 from pft_ray.data import SplitSpec, role_of
@@ -112,7 +112,7 @@ def break_records(patch, kind: str) -> None:
         patch.setattr(module, "synthetic_batch", without_marker)
 
 
-def run(folder: Path, model: Path, kind: str | None, *, poison: bool = True) -> Outcome:
+def run(folder: Path, model: Path, kind=None, *, poison=True, **changes) -> Outcome:
     """Makes a whole run under keys that all runs here share."""
     sums: dict[tuple[int, int], torch.Tensor] = {}
     drawn = []
@@ -144,6 +144,7 @@ def run(folder: Path, model: Path, kind: str | None, *, poison: bool = True) -> 
             training__batch_size=15,
             training__max_micro_batch=4,
             model__lora__layers=[1],
+            **changes,
         )
         create_budget(job)
         set_stage(patch)
@@ -254,8 +255,9 @@ def test_the_words_of_a_records_error_are_nowhere(tmp_path, model):
     assert_nowhere(tmp_path / "job" / "runs")
 
 
+@pytest.mark.parametrize("max_failures", [0, 3])
 def test_the_words_of_an_error_that_ends_the_run_are_nowhere(
-    tmp_path, model, monkeypatch
+    tmp_path, model, monkeypatch, max_failures
 ):
     """A fault that is no record's, such as a defect, ends every group in the end."""
 
@@ -264,19 +266,22 @@ def test_the_words_of_an_error_that_ends_the_run_are_nowhere(
 
     monkeypatch.setattr(LocalWork, "apply", broken)
     with pytest.raises(RunFailedError) as caught:
-        run(tmp_path, model, None)
+        run(tmp_path, model, cluster__max_failures=max_failures)
     assert_nowhere(tmp_path / "job" / "runs", caught.value)
     (notes,) = (tmp_path / "job" / "runs").glob("*/operator.json")
     cause = json.loads(notes.read_bytes())["exit_cause"]
-    assert "ValueError" in cause or "times at planned step" in cause
+    if max_failures == 0:
+        assert "ValueError in training/step.py, line" in cause
+    else:
+        assert "2 times at planned step 0" in cause
 
 
 def test_an_error_of_ours_reaches_the_user_in_its_own_words(
     tmp_path, model, monkeypatch
 ):
-    def refused(self, grad):
+    def refused(self):
         raise ModelError("The model is not usable.", "Use another.")
 
-    monkeypatch.setattr(LocalWork, "apply", refused)
-    with pytest.raises(ModelError, match="The model is not usable. Use another."):
-        run(tmp_path, model, None)
+    monkeypatch.setattr(worker.Worker, "_restore", refused)
+    with pytest.raises(ModelError, match=r"^The model is not usable\. Use another\.$"):
+        run(tmp_path, model)

@@ -107,6 +107,22 @@ def test_more_workers_than_cpus_are_refused_before_ray_starts(bench):
     assert not ray.is_initialized()
 
 
+ADDRESSES = {
+    "nobody-listens": ("127.0.0.1:1", "127.0.0.1:1: Connection refused"),
+    "client": ("ray://127.0.0.1:1", "ray://127.0.0.1:1: Connection refused"),
+    "no-such-port": ("127.0.0.1:99999", "127.0.0.1:99999: "),
+}
+
+
+@pytest.mark.parametrize("case", ADDRESSES.values(), ids=ADDRESSES)
+def test_a_cluster_that_is_not_there_is_refused_at_once(bench, case):
+    address, says = case
+    train = ["train", bench.job, "--address", address]
+    bench.refused(*train, says=says, fix="local Ray")
+    job = bench.new_job(cluster__address=address)
+    bench.refused("train", job, "--dry-run", says=says, fix="local Ray")
+
+
 def test_output_that_cannot_hold_runs_is_refused(bench):
     job = bench.new_job(output="data.csv/runs")
     bench.refused("train", job, says="data.csv is no folder", fix="output")

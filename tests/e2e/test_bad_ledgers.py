@@ -65,12 +65,14 @@ def test_training_before_its_budget_is_refused(bench):
 def test_budget_too_small_is_refused_with_its_own_code(bench):
     job = bench.new_job(privacy__epsilon=17)
     error = bench.refused(
-        "train", job, says="16 .* left.* asks for", fix="less", code=3
+        "train", job, says="16 .* left.* asks for 17", fix="budget create", code=3
     )
     assert error["code"] == "budget-refused"
     assert error["details"]["remaining_epsilon"] == 16
     job = bench.new_job(evaluation__epsilon=17)
-    bench.refused("train", job, says="tiny-data/validation", fix="less", code=3)
+    bench.refused(
+        "train", job, says="tiny-data/validation.*17", fix="budget create", code=3
+    )
 
 
 SPLITS = {
@@ -188,6 +190,25 @@ def test_files_that_are_no_ledger_are_refused(bench):
     bench.refused(*VERBS["train"], "--ledger", other, says="not a ledger", fix="path")
     empty = bench.new_file("empty.db", "")
     bench.refused(*VERBS["show"], "--ledger", empty, says="not a ledger", fix="path")
+
+
+def test_a_ledger_on_the_command_line_starts_from_the_current_folder(bench, tmp_path):
+    """The job's own ledger.url starts from the job file, as its other paths do."""
+    place = tmp_path / "here"
+    place.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setenv("PFT_HOME", str(tmp_path / "home"))
+        option = ["--ledger", "mine.db", "--json"]
+        created = pft("budget", "create", bench.job, *option)
+        assert created.json["ledger"] == str(place / "mine.db")
+        assert len(pft("budget", "show", *option).json["blocks"]) == 2
+        assert pft("plan", bench.job, *option).json["blocks"][0]["fits"] is True
+        assert pft("train", bench.job, "--dry-run", *option).code == 0
+        job = bench.new_job(ledger__url="own.db")
+        created = pft("budget", "create", job, "--json")
+        assert created.json["ledger"] == str(bench.folder / "own.db")
+        assert pft("plan", job, "--json").json["blocks"][0]["fits"] is True
 
 
 def test_a_ledger_of_a_newer_version_is_refused(own):

@@ -101,7 +101,7 @@ class KillOnce:
 
 
 def test_a_coordinator_killed_between_grants_comes_back_with_its_budget(
-    fresh_home, job_folder, quiet
+    fresh_home, job_folder, quiet, watchable
 ):
     job = prepare(job_folder)
     kill = KillOnce(2, lambda status: status["pid"])
@@ -162,6 +162,36 @@ def dying_worker(flag: str, rank: int, step: int, *, keep: bool = False):
     return train_worker
 
 
+def slow_worker(pause_s: float):
+    """Returns a worker function whose steps take long enough to be watched."""
+
+    def train_worker(settings):
+        import time
+
+        from pft_ray.cluster import worker as module
+        from pft_ray.training.step import PrivateStep
+
+        original = PrivateStep._check
+
+        def check(self, keys, phase, clip_norm):
+            time.sleep(pause_s)
+            original(self, keys, phase, clip_norm)
+
+        PrivateStep._check = check
+        try:
+            return module.Worker(module.WorkerSettings(**settings)).run()
+        finally:
+            PrivateStep._check = original
+
+    return train_worker
+
+
+@pytest.fixture
+def watchable(monkeypatch):
+    """Steps of at least 0.25 s: the driver polls twice a second."""
+    monkeypatch.setattr("pft_ray.cluster.fit.train_worker", slow_worker(0.25))
+
+
 def test_a_worker_that_dies_twice_at_one_step_ends_the_run(
     fresh_home, job_folder, monkeypatch
 ):
@@ -203,7 +233,7 @@ def test_t_max_used_up_halts_with_a_usable_adapter(
 
 
 def test_a_signal_finishes_the_grant_checkpoints_and_can_be_resumed(
-    fresh_home, job_folder, quiet
+    fresh_home, job_folder, quiet, watchable
 ):
     job = prepare(job_folder)
     sent = []
@@ -226,7 +256,7 @@ def test_a_signal_finishes_the_grant_checkpoints_and_can_be_resumed(
 
 
 def test_an_older_run_folder_put_back_does_not_lower_what_was_spent(
-    fresh_home, job_folder
+    fresh_home, job_folder, watchable
 ):
     import shutil
 
