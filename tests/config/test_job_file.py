@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
@@ -238,6 +238,7 @@ def test_what_is_no_number_stays_text(tmp_path, text):
         load_job(path)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.floats(1e-300, 1e6), st.integers(1, 2**40))
 def test_numbers_survive_yaml(epsilon, num_train):
     job = copy.deepcopy(SMALLEST)
