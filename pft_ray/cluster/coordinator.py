@@ -109,11 +109,17 @@ class Coordinator:
 
         Raises:
             RunFailedError: The second unplanned end at the same planned step.
-            GrantRefusedError: Tokens repeat.
+            GrantRefusedError: Tokens repeat, or there are more ranks than shares.
         """
         with self._lock:
             if len(set(tokens)) != len(tokens):
                 raise GrantRefusedError("Two ranks have the same incarnation token.")
+            if len(tokens) > self._plan.num_shares:
+                raise GrantRefusedError(
+                    f"{len(tokens)} workers for {self._plan.num_shares} noise shares: "
+                    "some would send sums without noise.",
+                    "Raise training.noise_shares or lower cluster.workers.",
+                )
             if self._is_repeated(tokens, start):
                 assert self._attempt is not None
                 return self._attempt.number

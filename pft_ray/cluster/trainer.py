@@ -101,7 +101,9 @@ class PrivateTrainer:
             spec = load_job(job, overrides)
             origin = Path(base_dir) if base_dir else Path(job).parent
         self.built: BuiltJob = build_job(spec, origin.resolve())
-        self.ledger_url = ledger_location(ledger or spec.ledger.url, origin)
+        # What the caller names starts from the current folder, the job's from its own.
+        named = ledger_location(ledger) if ledger else None
+        self.ledger_url = named or ledger_location(spec.ledger.url, origin)
         self._on_progress = on_progress
 
     def fit(
@@ -130,13 +132,21 @@ class PrivateTrainer:
         if not resumed:
             self._check_budget(ledger)
         check_inputs(job, self.built.base_dir, ledger)
-        folder.acquire()
-        try:
-            if not resumed:
-                self._reserve(ledger, folder)
-            return self._drive(ledger, folder, address, resumed=resumed)
-        finally:
-            folder.release()
+        cluster = job.cluster
+        address = address or cluster.address
+        started = time.perf_counter()
+        num_cpus = cluster.workers * cluster.cpus_per_worker
+        with ray_cluster(address, num_cpus=num_cpus):
+            check_placement(
+                cluster.workers, cluster.cpus_per_worker, cluster.placement_timeout_s
+            )
+            folder.acquire()
+            try:
+                if not resumed:
+                    self._reserve(ledger, folder)
+                return self._drive(ledger, folder, started, resumed=resumed)
+            finally:
+                folder.release()
 
     def check(self) -> dict[str, Any]:
         """Checks job, budget and data as :meth:`fit` would, and reserves nothing.
@@ -147,9 +157,12 @@ class PrivateTrainer:
         job, plan = self.built.job, self.built.plan
         ledger = Ledger.open(self.ledger_url, keys_dir=keys_dir(), create=False)
         ledger.require(collect_claims(self.built.output_dir))
-        self._check_budget(ledger)
+        _, resumed = self._choose_run(ledger, new=False, resume=None)
+        if not resumed:
+            self._check_budget(ledger)
         check_inputs(job, self.built.base_dir, ledger)
         return {
+            "would_resume": resumed,
             "job": job.name,
             "epsilon": self.built.epsilon,
             "delta": plan.delta,
@@ -199,35 +212,26 @@ class PrivateTrainer:
         folder.log_event("reserved", run_id=folder.run_id)
 
     def _drive(
-        self, ledger: Ledger, folder: RunFolder, address: str | None, *, resumed: bool
+        self, ledger: Ledger, folder: RunFolder, started: float, *, resumed: bool
     ) -> RunResult:
-        job, plan = self.built.job, self.built.plan
-        cluster = job.cluster
+        plan = self.built.plan
         status = ledger.run_status(folder.run_id)
         checkpoint = latest_checkpoint(folder, status.checkpoints, plan.digest)
         folder.log_event("resumed" if resumed else "started")
         watch = _Watch({"attempts": status.num_attempts})
-        started = time.perf_counter()
-        with ray_cluster(
-            address or cluster.address,
-            num_cpus=cluster.workers * cluster.cpus_per_worker,
-        ):
-            check_placement(
-                cluster.workers, cluster.cpus_per_worker, cluster.placement_timeout_s
-            )
-            config = CoordinatorConfig(
-                self.ledger_url,
-                str(keys_dir()),
-                folder.run_id,
-                str(self.built.output_dir / ANCHOR_FILE),
-            )
-            actor = start_coordinator(config, self.coordinator_class)
-            try:
-                with _stop_on_signal(actor) as signals:
-                    outcome = self._watch_fit(actor, folder, checkpoint, watch)
-                self._end(actor, outcome, watch)
-            finally:
-                stop_coordinator(folder.run_id)
+        config = CoordinatorConfig(
+            self.ledger_url,
+            str(keys_dir()),
+            folder.run_id,
+            str(self.built.output_dir / ANCHOR_FILE),
+        )
+        actor = start_coordinator(config, self.coordinator_class)
+        try:
+            with _stop_on_signal(actor) as signals:
+                outcome = self._watch_fit(actor, folder, checkpoint, watch)
+            self._end(actor, outcome, watch)
+        finally:
+            stop_coordinator(folder.run_id)
         elapsed = time.perf_counter() - started
         return self._finish(folder, outcome, watch, elapsed, signals, resumed=resumed)
 

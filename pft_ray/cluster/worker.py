@@ -21,7 +21,7 @@ from pft_ray.cluster.inputs import Inputs, load_inputs
 from pft_ray.cluster.specs import model_spec, optimizer_spec
 from pft_ray.config import JobSpec, read_job
 from pft_ray.crypto import new_token
-from pft_ray.errors import PftError, ResumeError
+from pft_ray.errors import ModelError, PftError, ResumeError
 from pft_ray.mechanisms import SampledGaussian
 from pft_ray.training.checkpoint import read_checkpoint, write_checkpoint
 from pft_ray.training.headers import CheckpointHeader
@@ -130,14 +130,26 @@ class Worker:
             self.job, base_dir, self.client, rank=self.rank, world=self.world
         )
         self.model: TrainedModel = load_model(model_spec(self.job, base_dir))
+        self._try_phases()
         self.work = LocalWork(
             self.model,
             self.inputs.train,
             max_micro_batch=self.job.training.max_micro_batch,
         )
-        if any(phase.trainable == "all" for phase in self.plan.phases):
-            self.model.set_trainable("all")  # the base weights are part of the state
         self.initial = self.work.state()
+
+    def _try_phases(self) -> None:
+        """Runs made-up records through every phase before any step is charged."""
+        work = LocalWork(self.model, self.inputs.train, max_micro_batch=2)
+        for phase in self.job.training.phases:
+            optimizer = optimizer_spec(self.job.training, phase)
+            try:
+                work.start_phase(phase.trainable, optimizer)
+            except IndexError:
+                raise ModelError(
+                    f"The model cannot read {self.job.data.max_length} tokens.",
+                    "Lower data.max_length: some models use positions for themselves.",
+                ) from None
 
     def _restore(self) -> int:
         """Loads the newest registered checkpoint; returns the steps it has."""

@@ -78,8 +78,9 @@ def check_headers(
     Raises:
         VoidStepError: Attempt, step, phase, clip norm or plan differ between ranks,
             this rank's header is not among them, a header is malformed, a share
-            index appears twice or is out of range, or the numerators sum to less
-            than the denominator. The step stays charged and is not applied.
+            index appears twice or is out of range, a rank holds no share, or the
+            numerators sum to less than the denominator. The step stays charged and
+            is not applied.
 
     Guarantee:
         When this returns on every rank, the shares about to be drawn carry at least
@@ -97,6 +98,9 @@ def check_headers(
         count = int(words[8]) if len(words) >= _FIXED else -1
         if not 0 <= count <= (len(words) - _FIXED) // 2:
             raise VoidStepError(f"The header of rank {rank} is malformed.")
+        if count == 0:
+            # Its sum would leave the process without any noise of its own.
+            raise VoidStepError(f"Rank {rank} holds no noise share.")
         pairs = words[_FIXED : _FIXED + 2 * count].reshape(count, 2).tolist()
         for index, numerator in pairs:
             if index in seen or not 0 <= index < denominator or numerator < 1:

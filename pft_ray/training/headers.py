@@ -69,18 +69,19 @@ def read_header(folder: Path) -> tuple[CheckpointHeader, str]:
     try:
         fields: dict[str, Any] = json.loads((folder / HEADER_FILE).read_bytes())
         version, digest = fields.pop("version"), fields.pop("state_sha256")
-        if version != CHECKPOINT_VERSION:
-            raise ResumeError(
-                f"The checkpoint {folder.name} has version {version}; this pft_ray "
-                f"reads {CHECKPOINT_VERSION}.",
-                "Use the pft_ray version that wrote it.",
-            )
-        return CheckpointHeader(**fields), str(digest)
+        header = CheckpointHeader(**fields)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ResumeError(
             f"The checkpoint {folder.name} has no readable header.",
             "Remove that folder; the run resumes from the checkpoint before it.",
         ) from None
+    if version != CHECKPOINT_VERSION:
+        raise ResumeError(
+            f"The checkpoint {folder.name} has version {version}; this pft_ray "
+            f"reads {CHECKPOINT_VERSION}.",
+            "Use the pft_ray version that wrote it.",
+        )
+    return header, str(digest)
 
 
 def read_whole(folder: Path) -> CheckpointHeader:

@@ -36,15 +36,21 @@ def test_every_share_has_one_rank(num_shares, num_workers):
     assert sorted(pair for part in parts for pair in part) == [
         (index, 1) for index in range(num_shares)
     ]
-    check([header(part) for part in parts], num_shares)
+    if num_workers <= num_shares:
+        check([header(part) for part in parts], num_shares)
+        return
+    with pytest.raises(VoidStepError, match="no noise share"):
+        check([header(part) for part in parts], num_shares)
 
 
 def test_five_shares_over_two_ranks():
     check([header([(0, 1), (2, 1), (4, 1)]), header([(1, 1), (3, 1)])], 5)
 
 
-def test_a_rank_without_a_share_takes_part():
-    check([header([(0, 1)]), header([])], 1)
+def test_a_rank_without_a_share_is_void():
+    """What it sends would carry no noise of its own."""
+    with pytest.raises(VoidStepError, match="no noise share"):
+        check([header([(0, 1)]), header([])], 1)
 
 
 def test_surplus_noise_is_accepted():

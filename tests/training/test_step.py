@@ -106,7 +106,7 @@ def run_world(world: int, num_shares: int, steps: list[int], plan: Plan | None =
 
 @pytest.mark.statistical
 @pytest.mark.parametrize(
-    ("world", "num_shares"), [(1, 1), (2, 2), (3, 3), (2, 5), (3, 2)]
+    ("world", "num_shares"), [(1, 1), (2, 2), (3, 3), (2, 5), (3, 7)]
 )
 def test_update_carries_exactly_the_plans_noise(world, num_shares):
     """Two-sided on 19,000 untouched coordinates: false-positive rate below 1e-9."""
@@ -190,6 +190,13 @@ def test_a_roster_short_of_noise_voids_the_step_before_anything_is_drawn():
     assert len(errors) == 2
     assert "2/3" in str(errors[0])
     assert works[0].grads == works[1].grads == []
+
+
+def test_a_rank_without_a_share_voids_the_step_on_every_rank():
+    """Its sum would leave the process without noise."""
+    works, errors = run_world(3, 2, [0])
+    assert all("no noise share" in str(error) for error in errors)
+    assert [work.grads for work in works] == [[], [], []]
 
 
 def test_a_share_held_twice_voids_the_step():
