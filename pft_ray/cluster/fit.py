@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from pft_ray.cluster.run_folder import RunFolder
     from pft_ray.config import BuiltJob
 
-_COLLECTIVE_TIMEOUT_S = 120
+# A dead worker is seen by Ray within a second and ends its group. A limit here would
+# only end steps that take long, and how long a step takes depends on its batch.
+_COLLECTIVE_TIMEOUT_S = 24 * 3600
 _CAUSE_LENGTH = 4000
 
 

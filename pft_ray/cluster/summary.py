@@ -33,7 +33,7 @@ def write_results(
 
     Args:
         built: The job and its plan.
-        ledger: The ledger, after the run's end was written.
+        ledger: The ledger; the run's end is written to it afterwards.
         folder: The run's folder.
         outcome: How the worker group ended.
         released: Steps made by attempt.

@@ -229,11 +229,24 @@ class PrivateTrainer:
         try:
             with _stop_on_signal(actor) as signals:
                 outcome = self._watch_fit(actor, folder, checkpoint, watch)
+            watch.see(call(actor, "status"))
+            watch.released = merge_released(watch.released, outcome.released)
+            # Results first: a run that is over cannot be taken up to write them.
+            report = self._write(folder, outcome, watch, time.perf_counter() - started)
             self._end(actor, outcome, watch)
         finally:
             stop_coordinator(folder.run_id)
-        elapsed = time.perf_counter() - started
-        return self._finish(folder, outcome, watch, elapsed, signals, resumed=resumed)
+        folder.log_event("ended", status=outcome.status)
+        if outcome.error is not None:
+            raise outcome.error
+        return RunResult(
+            folder.run_id,
+            folder.path,
+            outcome.status,
+            report,
+            resumed,
+            signals[0] if signals else 0,
+        )
 
     def _watch_fit(
         self, actor: Any, folder: RunFolder, checkpoint: Path | None, watch: _Watch
@@ -264,41 +277,22 @@ class PrivateTrainer:
 
     def _end(self, actor: Any, outcome: FitOutcome, watch: _Watch) -> None:
         """Writes the run's end; a failed run stays open so that it can be resumed."""
-        watch.see(call(actor, "status"))
-        watch.released = merge_released(watch.released, outcome.released)
         # A group that died leaves the run open: the same command resumes it.
         status = "interrupted" if outcome.status == "died" else outcome.status
         call(actor, "end_run", status, sum(watch.released.values()))
 
-    def _finish(
-        self,
-        folder: RunFolder,
-        outcome: FitOutcome,
-        watch: _Watch,
-        elapsed_s: float,
-        signals: list[int],
-        *,
-        resumed: bool,
-    ) -> RunResult:
+    def _write(
+        self, folder: RunFolder, outcome: FitOutcome, watch: _Watch, elapsed_s: float
+    ) -> dict[str, Any] | None:
+        """Writes operator.json, and the report when a model was released."""
         ledger = Ledger.open(self.ledger_url, keys_dir=keys_dir(), create=False)
-        report = write_results(
+        return write_results(
             self.built,
             ledger,
             folder,
             outcome,
             released=watch.released,
             elapsed_s=elapsed_s,
-        )
-        folder.log_event("ended", status=outcome.status)
-        if outcome.error is not None:
-            raise outcome.error
-        return RunResult(
-            folder.run_id,
-            folder.path,
-            outcome.status,
-            report,
-            resumed,
-            signals[0] if signals else 0,
         )
 
 

@@ -21,7 +21,7 @@ from pft_ray.cluster.inputs import Inputs, load_inputs
 from pft_ray.cluster.specs import model_spec, optimizer_spec
 from pft_ray.config import JobSpec, read_job
 from pft_ray.crypto import new_token
-from pft_ray.errors import ModelError, PftError, ResumeError
+from pft_ray.errors import ModelError, PftError, ResumeError, RunFailedError
 from pft_ray.mechanisms import SampledGaussian
 from pft_ray.training.checkpoint import read_checkpoint, write_checkpoint
 from pft_ray.training.headers import CheckpointHeader
@@ -32,6 +32,8 @@ from pft_ray.training.models import TrainedModel, load_model
 from pft_ray.training.step import PrivateStep
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from pft_ray.training.types import NoisyShare
@@ -206,29 +208,47 @@ class Worker:
         """Reports a checkpoint and waits until the controller has registered it."""
         name = f"step-{step:06d}-attempt-{attempt}"
         folder = Path(tempfile.mkdtemp(prefix="pft-checkpoint-"))
-        checkpoint = None
         try:
+            self._on_rank_0(lambda: self._write(folder, step, attempt))
+            checkpoint = None
             if self.rank == 0:
-                position = self.client.position()
-                header = CheckpointHeader(
-                    self.settings.run_id,
-                    self.plan.digest,
-                    step,
-                    attempt,
-                    ledger_id=position["ledger_id"],
-                    sequence=position["sequence"],
-                    root=position["root"],
-                )
-                write_checkpoint(folder, self.work.state(), header)
                 checkpoint = ray.train.Checkpoint.from_directory(str(folder))
             ray.train.report(
                 {"step": step}, checkpoint=checkpoint, checkpoint_dir_name=name
             )
             ray.train.get_all_reported_checkpoints()
-            if self.rank == 0:
-                self.client.checkpoint_registered(attempt, step, name)
+            self._on_rank_0(
+                lambda: self.client.checkpoint_registered(attempt, step, name)
+            )
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _write(self, folder: Path, step: int, attempt: int) -> None:
+        position = self.client.position()
+        header = CheckpointHeader(
+            self.settings.run_id,
+            self.plan.digest,
+            step,
+            attempt,
+            ledger_id=position["ledger_id"],
+            sequence=position["sequence"],
+            root=position["root"],
+        )
+        write_checkpoint(folder, self.work.state(), header)
+
+    def _on_rank_0(self, act: Callable[[], None]) -> None:
+        """Lets rank 0 act; what goes wrong there ends all ranks, so that none waits."""
+        error: PftError | None = None
+        if self.rank == 0:
+            try:
+                act()
+            except PftError as problem:
+                error = problem
+        done = self.collective.gather(np.array([error is None], dtype=np.int64))
+        if error is not None:
+            raise error
+        if not done[0][0]:
+            raise RunFailedError("Rank 0 could not save a checkpoint.")
 
     def _finish(self, outcome: LoopOutcome) -> dict[str, Any]:
         """Saves the adapter, runs the baseline, and returns plain data."""

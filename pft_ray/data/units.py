@@ -33,6 +33,11 @@ def user_namespace(spec: DataSpec) -> str:
     return f"user:{spec.user}"
 
 
+def split_namespace(spec: DataSpec) -> str:
+    """Returns the namespace of (record, split value) pairs."""
+    return f"split:{spec.split_column}"
+
+
 def content_bytes(content: Content) -> bytes:
     """Returns the one byte form of a text or of messages."""
     return json.dumps(content, ensure_ascii=True, separators=(",", ":")).encode()
@@ -131,8 +136,14 @@ def registration_fingerprints(
         fingerprint_key: 32-byte key that is kept with the ledger, never exported.
 
     Returns:
-        By namespace, sorted distinct rows of shape (n, 16): the records, and the
-        users when a user column is declared.
+        By namespace, sorted distinct rows of shape (n, 16): the records, the users
+        when a user column is declared, and when another column than the id decides
+        the block, each record together with its value there.
+
+    Guarantee:
+        Two files with equal fingerprints put every record into the same block, for
+        any salt and fraction: no record can be charged to one block of a split in
+        one run and to the other block, which is taken to be disjoint, in the next.
     """
     found: dict[str, NDArray[np.uint8]] = {}
     name = record_namespace(spec)
@@ -143,6 +154,9 @@ def registration_fingerprints(
     if spec.user is not None:
         name = user_namespace(spec)
         found[name] = _fingerprints(name, table.columns[spec.user], fingerprint_key)
+    if spec.split_column not in (None, spec.id):
+        name = split_namespace(spec)
+        found[name] = _split_fingerprints(name, table, spec, fingerprint_key)
     return found
 
 
@@ -166,6 +180,32 @@ def _content_fingerprints(
         rows.append(keyed_digest(key, name.encode(), raw, _copy(copies[raw])))
         copies[raw] += 1
     return _sorted_array(rows)
+
+
+def _split_fingerprints(
+    name: str, table: RawTable, spec: DataSpec, key: bytes
+) -> NDArray[np.uint8]:
+    """Fingerprints of each record together with the value that decides its block."""
+    copies: Counter[tuple[bytes, bytes]] = Counter()
+    rows = []
+    records = table.columns[spec.id if spec.id is not None else spec.content_column]
+    for own, value in zip(records, table.columns[str(spec.split_column)], strict=True):
+        raw, place = _own_bytes(own, spec), key_text(value)
+        if raw is None or place is None:
+            continue
+        pair = (raw, place.encode())
+        rows.append(keyed_digest(key, name.encode(), *pair, _copy(copies[pair])))
+        copies[pair] += 1
+    return _sorted_array(rows)
+
+
+def _own_bytes(value: Any, spec: DataSpec) -> bytes | None:
+    """Returns a record's id, or its content where there are no ids."""
+    if spec.id is not None:
+        text = key_text(value)
+        return None if text is None else text.encode()
+    content = content_of(value, is_chat=spec.messages is not None)
+    return None if isinstance(content, Fault) else content_bytes(content)
 
 
 def _copy(number: int) -> bytes:

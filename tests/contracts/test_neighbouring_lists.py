@@ -16,6 +16,7 @@ from pft_ray.cluster.specs import model_spec, split_predicate
 from pft_ray.config import build_job, load_job, read_job
 from pft_ray.crypto import derive_key
 from pft_ray.data import prepare_data
+from pft_ray.errors import DataError
 from pft_ray.ledger import dataset_commitment
 from pft_ray.mechanisms import SampledGaussian
 from pft_ray.training.models import load_model
@@ -224,3 +225,28 @@ def test_equal_predicates_cut_alike(tmp_path, one, other):
         assert blocks[0] == blocks[1]
     else:
         assert (one, other) != ("sender", "user"), "the same cut has one predicate"
+
+
+@pytest.mark.parametrize("fields", [{}, {"data__id": None}], ids=["id", "content"])
+def test_a_file_whose_records_change_blocks_is_other_data(folder, fields):
+    """Else a unit would be in the training block of one run and, charged apart, in
+    the validation block of the next: two blocks that count as disjoint."""
+    changes = {"data__split__field": "sender", "data__num_train": 60} | fields
+    job = read_job(job_dict(**changes))
+    rows = make_rows(80)
+    moved = [dict(row) for row in rows]
+    moved[7]["sender"] = "somebody else"
+    swapped = [dict(row) for row in rows]  # the same senders, at other records
+    swapped[3]["sender"], swapped[4]["sender"] = rows[4]["sender"], rows[3]["sender"]
+    seen = []
+    for version in (rows, rows[::-1], moved, swapped):
+        write_csv(folder / "data.csv", version)
+        prepared = prepare_data(job.data.spec(folder), KEY)
+        seen.append(dataset_commitment(KEY, dict(prepared.fingerprints)))
+    assert seen[0] == seen[1], "the order of the file does not matter"
+    assert len({seen[0], seen[2], seen[3]}) == 3
+    write_csv(folder / "data.csv", moved)
+    source = Source(job, folder)
+    write_csv(folder / "data.csv", rows)
+    with pytest.raises(DataError, match="not those registered"):
+        load_inputs(job, folder, source, rank=0, world=1)

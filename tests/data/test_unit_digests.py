@@ -116,7 +116,8 @@ def test_fingerprints_of_ids_and_users():
     spec = DataSpec(path=None, num_train=1, text="text", id="id", user="who")
     table = table_of(text=["a", "b", ""], id=[1, 2, 3], who=["ann", "bob", "ann"])
     found = registration_fingerprints(table, spec, KEY)
-    assert list(found) == ["record:id", "user:who"]
+    assert list(found) == ["record:id", "user:who", "split:who"]
+    assert found["split:who"].shape == (3, 16)
     expected = {keyed_digest(KEY, b"user:who", name) for name in (b"ann", b"bob")}
     assert {row.tobytes() for row in found["user:who"]} == expected
     # Dropped records are part of the registration: another job may read them.
