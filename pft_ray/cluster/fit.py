@@ -131,8 +131,8 @@ def _failures(error: BaseException) -> list[tuple[int, BaseException]]:
 
 
 def _place(error: BaseException, rank: int) -> str:
-    """Returns the last line of pft_ray in a rank's traceback, if Ray kept one."""
+    """Returns the last line of pft_ray in a rank's traceback, or in Ray's message."""
     failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
-    trace = str(getattr(failures[rank], "_traceback_str", ""))
+    trace = str(getattr(failures[rank], "_traceback_str", error))
     lines = re.findall(r'File "[^"]*pft_ray/([^"]+)", line (\d+)', trace)
     return f" in {lines[-1][0]}, line {lines[-1][1]}" if lines else ""

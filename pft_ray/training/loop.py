@@ -192,7 +192,15 @@ class TrainingLoop:
 
     def _make(self, keys: StepKeys, outcome: LoopOutcome) -> None:
         self._enter(keys.step)
-        self.private_step.run(keys)
+        try:
+            self.private_step.run(keys)
+        except VoidStepError:
+            raise
+        except PftError as error:
+            # It is this rank's alone: a quiet return would leave the others waiting
+            # for its share. The process ends, and with it the group and the attempt.
+            msg = f"rank {self.grants.rank} cannot make its part of a step"
+            raise RuntimeError(msg) from error
         outcome.step = keys.step + 1
         outcome.released[self.attempt] = outcome.step - self.attempt_start
         self._reopenings = 0

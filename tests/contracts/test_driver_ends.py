@@ -14,8 +14,9 @@ import pytest
 from pft_ray.cluster import trainer, worker
 from pft_ray.cluster.registration import create_budget
 from pft_ray.cluster.trainer import PrivateTrainer
-from pft_ray.errors import LedgerStorageError
+from pft_ray.errors import LedgerStorageError, ModelError, RunFailedError
 from pft_ray.ledger import Ledger
+from pft_ray.training.local import LocalWork
 from tests.contracts.stage import set_stage
 from tests.tiny_job import write_job
 
@@ -74,6 +75,26 @@ def test_results_of_a_run_that_is_over_are_never_lost(
     assert not other.resumed
     for name in result.report.keys() - set(QUIET):
         assert result.report[name] == other.report[name], name
+
+
+def test_an_error_of_one_rank_in_a_step_ends_the_group(job, tmp_path, monkeypatch):
+    """An error of ours is no record's, but it may come up on one rank only."""
+    stage = set_stage(monkeypatch)
+    clipped_sum = LocalWork.clipped_sum
+
+    def refused(self, positions, clip_norm):
+        if stage.local.rank == 1:
+            raise ModelError("The model is not usable.", "Use another.")
+        return clipped_sum(self, positions, clip_norm)
+
+    monkeypatch.setattr(LocalWork, "clipped_sum", refused)
+    start = time.monotonic()
+    with pytest.raises(RunFailedError, match="2 times at planned step 0"):
+        PrivateTrainer(job).fit()
+    assert time.monotonic() - start < 15, "nobody ran into a time limit"
+    (status,) = ledger_of(tmp_path).runs()
+    assert status.num_steps_charged == 4, "two grants, of which no step was made"
+    assert not list((tmp_path / "job" / "runs").glob("*/report.json"))
 
 
 @pytest.mark.parametrize("when", ["position", "checkpoint_registered"])
