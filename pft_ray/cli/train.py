@@ -109,7 +109,8 @@ def _show(result: RunResult, *, as_json: bool) -> None:
         )
         return
     out = render.console()
-    out.print(f"Run {result.run_id}: {result.status}", markup=False)
+    how = " (resumed)" if result.resumed else ""
+    out.print(f"Run {result.run_id}{how}: {result.status}", markup=False)
     if result.report is None:
         out.print("Run the same command again to resume it.")
         return

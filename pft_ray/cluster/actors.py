@@ -91,7 +91,9 @@ def connect(run_id: str) -> Any:
         ) from None
 
 
-def call(actor: Any, method: str, *args: Any, timeout_s: float = 60.0) -> Any:
+def call(
+    actor: Any, method: str, *args: Any, timeout_s: float = 60.0, **named: Any
+) -> Any:
     """Calls a coordinator method; tries again while the actor is coming back.
 
     Safe to repeat: requests carry the incarnation's token, stored values are equal
@@ -105,7 +107,7 @@ def call(actor: Any, method: str, *args: Any, timeout_s: float = 60.0) -> Any:
     while True:
         left = max(0.1, deadline - time.monotonic())
         try:
-            return ray.get(getattr(actor, method).remote(*args), timeout=left)
+            return ray.get(getattr(actor, method).remote(*args, **named), timeout=left)
         except RayTaskError as error:
             cause = error.cause
             raise cause if isinstance(cause, PftError) else error from None

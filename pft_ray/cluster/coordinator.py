@@ -238,6 +238,7 @@ class Coordinator:
         self._ledger.charge_steps(
             self._config.run_id, self._epoch, current.number, start, stop, nonce
         )
+        self._remember()
         return stop
 
     def _charged(self) -> int:
@@ -362,10 +363,24 @@ class Coordinator:
         """Lets workers finish what is granted, checkpoint and end."""
         self._stop = True
 
-    def end_run(self, status: str, num_steps_released: int) -> None:
-        """Writes the run's end to the ledger; the same end again changes nothing."""
+    def end_run(
+        self, status: str, num_steps_released: int, *, died: bool = False
+    ) -> None:
+        """Writes the run's end to the ledger; the same end again changes nothing.
+
+        Args:
+            status: completed, budget_exhausted, interrupted or failed.
+            num_steps_released: Steps made over all attempts, as far as is known.
+            died: The worker group died for good. Its step is kept in the ledger, so
+                that the next driver counts it.
+        """
         with self._lock:
-            self._attempt = None
+            current, self._attempt = self._attempt, None
+            if died and current is not None and not current.ended:
+                reason = f"worker-restart{_AT}{self._step}"
+                self._ledger.open_attempt(
+                    self._config.run_id, self._epoch, current.start, reason
+                )
             run = self._ledger.run_status(self._config.run_id)
             if run.epoch == self._epoch and run.status == status:
                 return  # the reply to the first call was lost

@@ -278,8 +278,9 @@ class PrivateTrainer:
     def _end(self, actor: Any, outcome: FitOutcome, watch: _Watch) -> None:
         """Writes the run's end; a failed run stays open so that it can be resumed."""
         # A group that died leaves the run open: the same command resumes it.
-        status = "interrupted" if outcome.status == "died" else outcome.status
-        call(actor, "end_run", status, sum(watch.released.values()))
+        died = outcome.status == "died"
+        status = "interrupted" if died else outcome.status
+        call(actor, "end_run", status, sum(watch.released.values()), died=died)
 
     def _write(
         self, folder: RunFolder, outcome: FitOutcome, watch: _Watch, elapsed_s: float

@@ -193,6 +193,28 @@ def test_unplanned_ends_are_counted_over_restarts_of_the_coordinator(run):
         coordinator.open_attempt([tokens[1]], 0, "resume")
 
 
+def test_a_group_that_died_for_good_is_counted_by_the_next_driver(run):
+    for number in range(2):
+        coordinator = run.coordinator()
+        token = bytes([number + 1] * 16)
+        attempt = coordinator.open_attempt([token], 0, "resume")
+        coordinator.request(attempt, 0, token, 0, 3)
+        coordinator.progress(attempt, 0, 2)
+        coordinator.end_run("interrupted", 2, died=True)
+    with pytest.raises(RunFailedError, match="2 times at planned step 2"):
+        run.coordinator().open_attempt([C], 0, "resume")
+
+
+def test_the_anchor_knows_every_charge(run):
+    from pft_ray.ledger import read_anchors
+
+    coordinator = run.coordinator()
+    attempt = coordinator.open_attempt([A], 0, "start")
+    coordinator.request(attempt, 0, A, 0, 3)
+    (anchor,) = read_anchors(run.folder / "anchor.json")
+    assert anchor.sequence == run.ledger().position().sequence
+
+
 def test_deaths_at_different_steps_do_not_end_the_run(run):
     coordinator = run.coordinator()
     for number, step in enumerate((1, 2, 0)):

@@ -71,8 +71,8 @@ class Stage:
         names = ("progress", "request_stop")
         return SimpleNamespace(**{name: sender(name) for name in names})
 
-    def call(self, _actor, method, *args, timeout_s=60.0):
-        return getattr(self.coordinator, method)(*args)
+    def call(self, _actor, method, *args, timeout_s=60.0, **named):
+        return getattr(self.coordinator, method)(*args, **named)
 
     def report(self, metrics, checkpoint=None, checkpoint_dir_name=None):
         if checkpoint is not None:
