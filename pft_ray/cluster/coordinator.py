@@ -92,10 +92,14 @@ class Coordinator:
         if anchor.exists():
             self._ledger.require(read_anchors(anchor))
 
-    def _remember(self) -> None:
+    def _remember(self, *, durable: bool = True) -> None:
         """Writes the ledger's position to the anchor, which lies with the runs."""
-        position = self._ledger.position()
-        write_anchor(Path(self._config.anchor_path), self._ledger.ledger_id, position)
+        write_anchor(
+            Path(self._config.anchor_path),
+            self._ledger.ledger_id,
+            self._ledger.position(),
+            durable=durable,
+        )
 
     # -- attempts and grants ----------------------------------------------------
 
@@ -238,7 +242,7 @@ class Coordinator:
         self._ledger.charge_steps(
             self._config.run_id, self._epoch, current.number, start, stop, nonce
         )
-        self._remember()
+        self._remember(durable=False)
         return stop
 
     def _charged(self) -> int:

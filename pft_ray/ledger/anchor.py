@@ -115,8 +115,13 @@ def _read(path: Path) -> Anchor | None:
         ) from None
 
 
-def write_anchor(path: Path, ledger_id: str, position: Position) -> bool:
+def write_anchor(
+    path: Path, ledger_id: str, position: Position, *, durable: bool = True
+) -> bool:
     """Raises the anchor to ``position``, atomically and durably.
+
+    Without ``durable`` the write is atomic but not synced: after a loss of power the
+    file may hold an earlier position, which proves less and is never wrong.
 
     Returns:
         False when the file holds that position or a later one already.
@@ -142,6 +147,7 @@ def write_anchor(path: Path, ledger_id: str, position: Position) -> bool:
                     "sequence": position.sequence,
                     "root": position.root,
                 },
+                durable=durable,
             )
     except OSError as error:
         raise LedgerStorageError(
@@ -163,18 +169,21 @@ def _exclusive(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _replace(path: Path, content: dict[str, Any]) -> None:
+def _replace(path: Path, content: dict[str, Any], *, durable: bool) -> None:
     draft = path.with_name(f".{path.name}.{new_token().hex()}")
     try:
         descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(canonical_json(content))
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         draft.replace(path)
     finally:
         with suppress(FileNotFoundError):
             draft.unlink()
+    if not durable:
+        return
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -121,10 +121,10 @@ def test_several_writers_keep_the_highest(tmp_path):
 def _write_slowly(path: str, started, go) -> None:
     replace = anchor_module._replace
 
-    def slow(*arguments) -> None:
+    def slow(*arguments, **named) -> None:
         started.set()
         go.wait(2)
-        replace(*arguments)
+        replace(*arguments, **named)
 
     anchor_module._replace = slow
     write_anchor(Path(path), ID, Position(5, root(5)))
