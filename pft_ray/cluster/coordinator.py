@@ -21,7 +21,7 @@ from pft_ray.errors import (
     GrantRefusedError,
     RunFailedError,
 )
-from pft_ray.ledger import Ledger, read_anchors, write_anchor
+from pft_ray.ledger import Ledger, Position, read_anchors, write_anchor
 from pft_ray.mechanisms import assign_shares
 from pft_ray.training.loop import GrantReply, LookReply
 from pft_ray.training.step import StepKeys
@@ -72,7 +72,11 @@ class Coordinator:
         )
         self._require_anchor()
         self._epoch = self._ledger.take_epoch(config.run_id)
-        self._plan = self._ledger.run_status(config.run_id).plan
+        self._ledger_id = self._ledger.ledger_id
+        status = self._ledger.run_status(config.run_id)
+        self._plan = status.plan
+        # Nobody else charges this run while the epoch is ours; the ledger checks.
+        self._num_charged = status.num_steps_charged
         self._attempt: _Attempt | None = None
         self._lock = threading.Lock()
         self._stop = False
@@ -80,7 +84,7 @@ class Coordinator:
         self._faults = self._stored_faults()
         self._released: dict[int, int] = {}
         self._step = 0
-        self._remember()
+        self._remember(self._ledger.position())
 
     def _require_anchor(self) -> None:
         """Refuses a ledger that is behind the anchor: it was rolled back.
@@ -92,14 +96,10 @@ class Coordinator:
         if anchor.exists():
             self._ledger.require(read_anchors(anchor))
 
-    def _remember(self, *, durable: bool = True) -> None:
-        """Writes the ledger's position to the anchor, which lies with the runs."""
-        write_anchor(
-            Path(self._config.anchor_path),
-            self._ledger.ledger_id,
-            self._ledger.position(),
-            durable=durable,
-        )
+    def _remember(self, position: Position, *, durable: bool = True) -> None:
+        """Writes a position of the ledger to the anchor, which lies with the runs."""
+        anchor = Path(self._config.anchor_path)
+        write_anchor(anchor, self._ledger_id, position, durable=durable)
 
     # -- attempts and grants ----------------------------------------------------
 
@@ -234,19 +234,17 @@ class Coordinator:
 
     def _charge(self, current: _Attempt, token: bytes, start: int, stop: int) -> int:
         """Makes the charge durable; returns the stop that the allowance allows."""
-        left = self._plan.num_steps_max - self._charged()
+        left = self._plan.num_steps_max - self._num_charged
         stop = min(stop, start + left)
         if stop <= start:
             raise BudgetExhausted("The run's allowance of steps is used up.")
         nonce = derive_key(token, "nonce", current.number, start, stop)[:16].hex()
-        self._ledger.charge_steps(
+        position = self._ledger.charge_steps(
             self._config.run_id, self._epoch, current.number, start, stop, nonce
         )
-        self._remember(durable=False)
+        self._num_charged += stop - start
+        self._remember(position, durable=False)
         return stop
-
-    def _charged(self) -> int:
-        return self._ledger.run_status(self._config.run_id).num_steps_charged
 
     def _keys(
         self, current: _Attempt, rank: int, start: int, stop: int
@@ -322,14 +320,14 @@ class Coordinator:
             self._ledger.record_checkpoint(
                 self._config.run_id, self._epoch, attempt, step, name
             )
-            self._remember()
+            self._remember(self._ledger.position())
 
     def position(self) -> dict[str, Any]:
         """Returns the ledger's id, sequence and root, for checkpoint headers."""
         with self._lock:
             position = self._ledger.position()
             return {
-                "ledger_id": self._ledger.ledger_id,
+                "ledger_id": self._ledger_id,
                 "sequence": position.sequence,
                 "root": position.root,
             }
@@ -391,7 +389,7 @@ class Coordinator:
             self._ledger.end_run(
                 self._config.run_id, self._epoch, status, num_steps_released
             )
-            self._remember()
+            self._remember(self._ledger.position())
 
     def mark_non_private(self, dataset: str, block: str) -> None:
         """Writes the marker row of a non-private run on public data."""
