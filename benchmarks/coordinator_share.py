@@ -23,6 +23,7 @@ def shares_of(notes: dict[str, Any], first: int, last: int) -> dict[str, float]:
     """
     steps = [s for number, s in notes["steps"] if first <= number < last]
     saved = [s for number, s in notes["checkpoints"] if first < number <= last]
+    kinds = {"request": "grants", "ask_ahead": "grants", "progress": "progress"}
     found = dict.fromkeys(("grants", "progress", "other"), 0.0)
     for number, method, waited in notes["calls"]:
         if method in _NOT_STEPS:
@@ -30,11 +31,10 @@ def shares_of(notes: dict[str, Any], first: int, last: int) -> dict[str, float]:
         # A grant is asked for before its steps, the rest happens after a step; the
         # attempt is opened before the first.
         inside = first < number <= last or number == first == 0
-        if method == "request":
+        if method in ("request", "ask_ahead"):
             inside = first <= number < last
         if inside:
-            kind = {"request": "grants", "progress": "progress"}.get(method, "other")
-            found[kind] += waited / len(steps)
+            found[kinds.get(method, "other")] += waited / len(steps)
     found["waiting"] = sum(found.values())
     found["checkpoints"] = sum(saved) / len(steps)
     found["step"] = float(np.median(steps))

@@ -45,19 +45,9 @@ class NotingClient(CoordinatorClient):
         super().__init__(actor, rank, new_token())
         self._notes = notes
 
-    def _call(self, method: str, *args: Any) -> Any:
-        before = self.waited_s
-        try:
-            return super()._call(method, *args)
-        finally:
-            waited = self.waited_s - before
-            self._notes.calls.append((self._notes.step, method, waited))
-
-    def progress(self, attempt: int, start: int, step: int) -> None:
-        began = time.perf_counter()
-        super().progress(attempt, start, step)
-        waited = time.perf_counter() - began
-        self._notes.calls.append((step, "progress", waited))
+    def _note(self, method: str, seconds: float) -> None:
+        super()._note(method, seconds)
+        self._notes.calls.append((self._notes.step, method, seconds))
 
 
 class NotingStep:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -19,10 +21,13 @@ from pft_ray.cluster.coordinator import Coordinator, CoordinatorConfig
 from pft_ray.errors import CoordinatorUnreachableError, PftError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     from pft_ray.training.loop import GrantReply, LookReply
 
 NAMESPACE = "pft"
 _RETRY_PAUSE_S = 0.2
+_TELL_EVERY_S = 0.2
 _UNREACHABLE = (ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError)
 
 
@@ -92,12 +97,25 @@ def connect(run_id: str) -> Any:
 
 
 def call(
-    actor: Any, method: str, *args: Any, timeout_s: float = 60.0, **named: Any
+    actor: Any,
+    method: str,
+    *args: Any,
+    timeout_s: float = 60.0,
+    sent: Any = None,
+    **named: Any,
 ) -> Any:
     """Calls a coordinator method; tries again while the actor is coming back.
 
     Safe to repeat: requests carry the incarnation's token, stored values are equal
     or refused, and a repeated charge of a look spends a further look.
+
+    Args:
+        actor: The coordinator's handle.
+        method: Its method.
+        args: The method's arguments.
+        timeout_s: How long to wait, tries and pauses included, in seconds.
+        sent: The pending reply of the same call, sent before.
+        named: The method's named arguments.
 
     Raises:
         CoordinatorUnreachableError: It did not answer within ``timeout_s``.
@@ -107,7 +125,9 @@ def call(
     while True:
         left = max(0.1, deadline - time.monotonic())
         try:
-            return ray.get(getattr(actor, method).remote(*args, **named), timeout=left)
+            if sent is None:
+                sent = getattr(actor, method).remote(*args, **named)
+            return ray.get(sent, timeout=left)
         except RayTaskError as error:
             cause = error.cause
             raise cause if isinstance(cause, PftError) else error from None
@@ -118,6 +138,7 @@ def call(
                     f"{timeout_s:g} s ({type(error).__name__}).",
                     "Without it nothing runs; start the run again to resume it.",
                 ) from None
+            sent = None
             time.sleep(_RETRY_PAUSE_S)
 
 
@@ -128,14 +149,27 @@ class CoordinatorClient:
         self._actor = actor
         self.rank = rank
         self.token = token
-        self.waited_s = 0.0
+        self.waited_s: dict[str, float] = {}  # by method
+        self.position: Mapping[str, Any] | None = None
+        self._ahead: tuple[tuple[int, int, int], Any] | None = None
+        self._unsettled: tuple[tuple[int, int, str], Any] | None = None
+        self._told_at = -math.inf
 
-    def _call(self, method: str, *args: Any) -> Any:
+    def _call(self, method: str, *args: Any, sent: Any = None) -> Any:
+        with self._timed(method):
+            return call(self._actor, method, *args, sent=sent)
+
+    @contextmanager
+    def _timed(self, method: str) -> Iterator[None]:
         start = time.perf_counter()
         try:
-            return call(self._actor, method, *args)
+            yield
         finally:
-            self.waited_s += time.perf_counter() - start
+            self._note(method, time.perf_counter() - start)
+
+    def _note(self, method: str, seconds: float) -> None:
+        """Adds the time of one call, waiting or not."""
+        self.waited_s[method] = self.waited_s.get(method, 0.0) + seconds
 
     def open_attempt(self, tokens: list[bytes], start: int, reason: str) -> int:
         """Opens an attempt for the roster of tokens; returns its number."""
@@ -143,10 +177,23 @@ class CoordinatorClient:
 
     def request(self, attempt: int, start: int, stop: int) -> GrantReply:
         """Asks for the keys of steps [start, stop)."""
+        ahead, self._ahead = self._ahead, None
+        sent = None
+        if ahead is not None and ahead[0] == (attempt, start, stop):
+            sent = ahead[1]
         reply: GrantReply = self._call(
-            "request", attempt, self.rank, self.token, start, stop
+            "request", attempt, self.rank, self.token, start, stop, sent=sent
         )
+        self.position = reply.position or self.position
         return reply
+
+    def ask_ahead(self, attempt: int, start: int, stop: int) -> None:
+        """Sends, without waiting, the request that will follow."""
+        with self._timed("ask_ahead"):
+            sent = self._actor.request.remote(
+                attempt, self.rank, self.token, start, stop
+            )
+        self._ahead = ((attempt, start, stop), sent)
 
     def charge_look(self, attempt: int, step: int) -> LookReply:
         """Charges one look and returns its key."""
@@ -165,17 +212,37 @@ class CoordinatorClient:
         return looks
 
     def progress(self, attempt: int, start: int, step: int) -> None:
-        """Tells, without waiting, that the attempt has made steps up to ``step``."""
-        self._actor.progress.remote(attempt, start, step)
+        """Tells, without waiting, that the attempt has made steps up to ``step``.
+
+        At most five times a second: it is for the operator's display alone.
+        """
+        now = time.monotonic()
+        if now - self._told_at >= _TELL_EVERY_S:
+            self._told_at = now
+            with self._timed("progress"):
+                self._actor.progress.remote(attempt, start, step)
 
     def checkpoint_registered(self, attempt: int, step: int, name: str) -> None:
-        """Records that a checkpoint is registered."""
-        self._call("checkpoint_registered", attempt, step, name)
+        """Records, without waiting, that a checkpoint is registered.
 
-    def position(self) -> dict[str, Any]:
-        """Returns the ledger's id, sequence and root."""
-        position: dict[str, Any] = self._call("position")
-        return position
+        What goes wrong there is raised by :meth:`settle`.
+        """
+        self.settle()
+        args = (attempt, step, name)
+        with self._timed("checkpoint_registered"):
+            sent = self._actor.checkpoint_registered.remote(*args)
+        self._unsettled = (args, sent)
+
+    def settle(self) -> None:
+        """Waits until the ledger has the last checkpoint's row.
+
+        Raises:
+            PftError: What the coordinator raised.
+        """
+        unsettled, self._unsettled = self._unsettled, None
+        if unsettled is not None:
+            args, sent = unsettled
+            self._call("checkpoint_registered", *args, sent=sent)
 
     def data_key(self) -> bytes:
         """Returns the key of unit digests."""

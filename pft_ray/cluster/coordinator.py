@@ -52,7 +52,13 @@ class _Attempt:
     start: int
     ended: bool = False
     granted: dict[int, int] = field(default_factory=dict)
+    position: dict[str, Any] = field(default_factory=dict)
     served: dict[tuple[int, bytes], tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def charged(self) -> int:
+        """One past the attempt's last charged step; its start before any."""
+        return max(self.granted.values(), default=self.start)
 
 
 class Coordinator:
@@ -112,7 +118,7 @@ class Coordinator:
             reason: start, resume, void-step or coordinator-restart.
 
         Raises:
-            RunFailedError: The second unplanned end at the same planned step.
+            RunFailedError: The second unplanned end after the same charged step.
             GrantRefusedError: Tokens repeat, or there are more ranks than shares.
         """
         with self._lock:
@@ -150,10 +156,11 @@ class Coordinator:
         )
 
     def _name_reason(self, tokens: list[bytes], reason: str) -> tuple[str, int | None]:
-        """Returns the reason for the ledger, and the step of an unplanned end.
+        """Returns the reason for the ledger, and the place of an unplanned end.
 
         A roster of new incarnations over an open attempt is a worker restart. The
-        step goes into the reason, so that later coordinators count it too.
+        place, how far the attempt was charged, goes into the reason, so that later
+        coordinators count it too.
         """
         current = self._attempt
         if current is None or current.ended:
@@ -162,10 +169,10 @@ class Coordinator:
             reason = "worker-restart"
         if reason not in _UNPLANNED:
             return reason, None
-        return f"{reason}{_AT}{self._step}", self._step
+        return f"{reason}{_AT}{current.charged}", current.charged
 
     def _stored_faults(self) -> Counter[int]:
-        """Returns unplanned ends by planned step, as the ledger holds them."""
+        """Returns unplanned ends by place, as the ledger holds them."""
         found: Counter[int] = Counter()
         for entry in self._ledger.history(_ALL, run_id=self._config.run_id):
             if entry.kind == "attempt":
@@ -175,16 +182,16 @@ class Coordinator:
         return found
 
     def _refuse_repeated_faults(self) -> None:
-        """Ends the run for good when a planned step ended it without a public cause.
+        """Ends the run for good when one place ended it twice without a public cause.
 
-        What happens twice at one step may be a record's doing; going on, or not,
-        would then tell of it.
+        What happens twice in the steps of one grant may be a record's doing; going
+        on, or not, would then tell of it.
         """
         for position, count in self._faults.items():
             if count >= _FATAL_REPEATS:
                 raise RunFailedError(
-                    f"Workers ended without a public cause {count} times at planned "
-                    f"step {position}.",
+                    f"Workers ended without a public cause {count} times in the steps "
+                    f"charged up to step {position}.",
                     "Nothing further is released. Look at the workers' logs, then "
                     "start a new run with --new.",
                 )
@@ -221,7 +228,8 @@ class Coordinator:
                     f"Rank {rank} asks for step {start} after step {earlier[0]}."
                 )
             current.served[(rank, token)] = (start, granted_stop)
-            return GrantReply("granted", self._keys(current, rank, start, granted_stop))
+            keys = self._keys(current, rank, start, granted_stop)
+            return GrantReply("granted", keys, current.position)
 
     @staticmethod
     def _check_incarnation(current: _Attempt, rank: int, token: bytes) -> None:
@@ -243,6 +251,7 @@ class Coordinator:
             self._config.run_id, self._epoch, current.number, start, stop, nonce
         )
         self._num_charged += stop - start
+        current.position = self._as_header(position)
         self._remember(position, durable=False)
         return stop
 
@@ -317,20 +326,18 @@ class Coordinator:
     def checkpoint_registered(self, attempt: int, step: int, name: str) -> None:
         """Records that a checkpoint is registered and may be relied on."""
         with self._lock:
-            self._ledger.record_checkpoint(
+            position = self._ledger.record_checkpoint(
                 self._config.run_id, self._epoch, attempt, step, name
             )
-            self._remember(self._ledger.position())
+            self._remember(position)
 
-    def position(self) -> dict[str, Any]:
-        """Returns the ledger's id, sequence and root, for checkpoint headers."""
-        with self._lock:
-            position = self._ledger.position()
-            return {
-                "ledger_id": self._ledger_id,
-                "sequence": position.sequence,
-                "root": position.root,
-            }
+    def _as_header(self, position: Position) -> dict[str, Any]:
+        """Returns a position with the ledger's id, for checkpoint headers."""
+        return {
+            "ledger_id": self._ledger_id,
+            "sequence": position.sequence,
+            "root": position.root,
+        }
 
     def data_key(self) -> bytes:
         """Returns the key of unit digests; workers need it to cut their shards."""
@@ -379,7 +386,7 @@ class Coordinator:
         with self._lock:
             current, self._attempt = self._attempt, None
             if died and current is not None and not current.ended:
-                reason = f"worker-restart{_AT}{self._step}"
+                reason = f"worker-restart{_AT}{current.charged}"
                 self._ledger.open_attempt(
                     self._config.run_id, self._epoch, current.start, reason
                 )

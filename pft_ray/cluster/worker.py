@@ -118,6 +118,8 @@ class Worker:
         self._mark("set_up")
         start = self._restore()
         outcome = self._loop().run(start, "resume" if start else "start")
+        if outcome.error is None:
+            self._on_rank_0(self.client.settle)
         self._mark("training")
         return self._finish(outcome)
 
@@ -224,7 +226,8 @@ class Worker:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _write(self, folder: Path, step: int, attempt: int) -> None:
-        position = self.client.position()
+        position = self.client.position
+        assert position is not None  # steps were made, so granted
         header = CheckpointHeader(
             self.settings.run_id,
             self.plan.digest,
@@ -270,7 +273,7 @@ class Worker:
             "data": self.inputs.notes,
             "baseline": baseline,
             "timings_s": self.timings,
-            "waited_for_coordinator_s": self.client.waited_s,
+            "waited_for_coordinator_s": sum(self.client.waited_s.values()),
         }
 
     def _save_model(self) -> None:

@@ -7,7 +7,7 @@ sink are arguments, so that workers, trials and tests share it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -47,10 +47,13 @@ class GrantReply:
         status: ``granted``, ``stop`` (the operator asked to stop), ``exhausted``
             (T_max is used up) or ``closed`` (open a new attempt).
         steps: Keys of the granted steps, in order; empty unless granted.
+        position: The ledger's position at the charge, for a checkpoint's header;
+            None unless granted.
     """
 
     status: Literal["granted", "stop", "exhausted", "closed"]
     steps: tuple[StepKeys, ...] = ()
+    position: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,9 @@ class Grants(Protocol):
 
     def request(self, attempt: int, start: int, stop: int) -> GrantReply:
         """Asks for the keys of steps [start, stop)."""
+
+    def ask_ahead(self, attempt: int, start: int, stop: int) -> None:
+        """Sends, without waiting, the request that will follow."""
 
     def charge_look(self, attempt: int, step: int) -> LookReply:
         """Charges one look and returns its key."""
@@ -178,6 +184,8 @@ class TrainingLoop:
             return code
         try:
             for keys in steps:
+                if keys.step == steps[-1].step:
+                    self._ask_ahead(keys.step + 1)
                 self._make(keys, outcome)
         except VoidStepError as error:
             # Every rank saw the same headers, so every rank is here: nothing was
@@ -233,6 +241,15 @@ class TrainingLoop:
         stop = min(start + self.plan.grant_size, self.plan.phase_end(start))
         looks = self.plan.evaluation.looks if self.plan.evaluation else ()
         return min([stop, *(look for look in looks if look > start)])
+
+    def _ask_ahead(self, start: int) -> None:
+        """Has the next grant charged while the last step of this one is made.
+
+        It is charged before its noise is drawn, as ever; a group that ends in between
+        has lost it, which the fault reserve counts in.
+        """
+        if start < self.plan.num_steps:
+            self.grants.ask_ahead(self.attempt, start, self._stop_of(start))
 
     def _agree(self, code: int) -> int:
         """Returns the gravest code of all ranks; every rank calls it."""

@@ -62,6 +62,7 @@ class Client:
     token: bytes = field(default_factory=new_token)
     before: object = None
     after: object = None
+    ahead: object = None
 
     def _call(self, name, *args):
         with self.host.lock:
@@ -76,10 +77,17 @@ class Client:
         return self._call("open_attempt", tokens, start, reason)
 
     def request(self, attempt, start, stop):
-        reply = self._call("request", attempt, self.rank, self.token, start, stop)
+        asked, reply = self.ahead or (None, None)
+        self.ahead = None
+        if asked != (attempt, start, stop):
+            reply = self._call("request", attempt, self.rank, self.token, start, stop)
         for keys in reply.steps:
             self.host.keys_seen.update((self.rank, k) for k in keys.noise_keys)
         return reply
+
+    def ask_ahead(self, attempt, start, stop):
+        reply = self._call("request", attempt, self.rank, self.token, start, stop)
+        self.ahead = ((attempt, start, stop), reply)
 
     def charge_look(self, attempt, step):
         return self._call("charge_look", attempt, self.rank, self.token, step)
@@ -228,7 +236,7 @@ def test_a_used_up_allowance_ends_the_run_with_what_it_has(host):
 
 def test_a_second_group_takes_over_and_pays_again(host):
     def die(client, name, args):
-        if name == "progress" and args[2] == 5:
+        if name == "progress" and args[2] == 4:
             client.host.coordinator.request_stop()
 
     run_loops(host, after=die)
@@ -281,3 +289,37 @@ def test_a_step_void_twice_ends_the_run(host, monkeypatch):
     assert {o.status for o in outcomes} == {"failed"}
     assert works[0].applied == 4
     assert "2 times" in str(outcomes[0].error) or "2 times" in str(outcomes[1].error)
+
+
+def test_the_next_grant_is_asked_for_before_the_last_step_of_this_one(host):
+    order = []
+
+    def note(client, name, args):
+        if client.rank == 0 and name in ("request", "progress"):
+            order.append((name, args[3:] if name == "request" else args[2]))
+
+    run_loops(host, before=note, evaluate=False)
+    requests = [what for name, what in order if name == "request"]
+    assert requests == [(0, 3), (3, 6), (6, 9), (9, 12)], "each is charged once"
+    assert order.index(("request", (3, 6))) < order.index(("progress", 3))
+
+
+def test_a_grant_asked_ahead_that_is_lost_stays_charged(host, monkeypatch):
+    """The last step of a grant is void: the grant after it was charged by then."""
+    run_step = PrivateStep.run
+    lock, voided = threading.Lock(), Counter()
+
+    def run(self, keys):
+        with lock:
+            voided[keys.step] += keys.step == 2
+        if keys.step == 2 and voided[2] <= 2:
+            raise VoidStepError("As a test.")
+        run_step(self, keys)
+
+    monkeypatch.setattr(PrivateStep, "run", run)
+    outcomes, works, _, _ = run_loops(host, evaluate=False)
+    assert {o.status for o in outcomes} == {"completed"}
+    assert works[0].applied == 12
+    charged = host.run.ledger().run_status("run-1").num_steps_charged
+    assert charged == 6 + 10, "steps 0 to 5, then 2 to 11 again"
+    assert max(host.keys_seen.values()) == 1, "no key was handed out twice"

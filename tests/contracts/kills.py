@@ -204,6 +204,7 @@ class Line:
     host: Host
     rank: int
     token: bytes = field(default_factory=new_token)
+    ahead: tuple | None = None
 
     def _call(self, name, *args):
         while True:
@@ -220,10 +221,17 @@ class Line:
         return self._call("open_attempt", tokens, start, reason)
 
     def request(self, attempt, start, stop):
-        reply = self._call("request", attempt, self.rank, self.token, start, stop)
+        asked, reply = self.ahead or (None, None)
+        self.ahead = None
+        if asked != (attempt, start, stop):
+            reply = self._call("request", attempt, self.rank, self.token, start, stop)
         if reply.status == "granted":
             self.host.strike("granted", self.rank)
         return reply
+
+    def ask_ahead(self, attempt, start, stop):
+        reply = self._call("request", attempt, self.rank, self.token, start, stop)
+        self.ahead = ((attempt, start, stop), reply)
 
     def charge_look(self, attempt, step):
         return self._call("charge_look", attempt, self.rank, self.token, step)

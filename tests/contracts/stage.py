@@ -65,13 +65,15 @@ class Stage:
 
         def sender(name):
             return SimpleNamespace(
-                remote=lambda *args: getattr(self.coordinator, name)(*args)
+                remote=lambda *args: Sent.of(getattr(self.coordinator, name), args)
             )
 
-        names = ("progress", "request_stop")
+        names = ("progress", "request_stop", "request", "checkpoint_registered")
         return SimpleNamespace(**{name: sender(name) for name in names})
 
-    def call(self, _actor, method, *args, timeout_s=60.0, **named):
+    def call(self, _actor, method, *args, timeout_s=60.0, sent=None, **named):
+        if sent is not None:
+            return sent.get()
         return getattr(self.coordinator, method)(*args, **named)
 
     def report(self, metrics, checkpoint=None, checkpoint_dir_name=None):
@@ -83,6 +85,26 @@ class Stage:
 
     def get_checkpoint(self):
         return Checkpoint(self.checkpoints[-1]) if self.checkpoints else None
+
+
+@dataclass
+class Sent:
+    """The pending reply of a call: what it gave or raised is told when asked for."""
+
+    value: Any = None
+    error: Exception | None = None
+
+    @classmethod
+    def of(cls, method, args):
+        try:
+            return cls(method(*args))
+        except Exception as error:  # noqa: BLE001 - told later
+            return cls(error=error)
+
+    def get(self):
+        if self.error is not None:
+            raise self.error
+        return self.value
 
 
 @dataclass

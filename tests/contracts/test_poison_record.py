@@ -273,7 +273,7 @@ def test_the_words_of_an_error_that_ends_the_run_are_nowhere(
     if max_failures == 0:
         assert "ValueError in training/step.py, line" in cause
     else:
-        assert "2 times at planned step 0" in cause
+        assert "2 times in the steps charged up to step 2" in cause
 
 
 def test_an_error_of_ours_reaches_the_user_in_its_own_words(

@@ -50,6 +50,9 @@ class FixedGrants:
         )
         return GrantReply("granted", steps)
 
+    def ask_ahead(self, attempt, start, stop):
+        pass
+
     def progress(self, attempt, start, step):
         pass
 
