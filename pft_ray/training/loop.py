@@ -237,8 +237,13 @@ class TrainingLoop:
         )
 
     def _stop_of(self, start: int) -> int:
-        """A grant stays in one phase and ends where a look is due."""
-        stop = min(start + self.plan.grant_size, self.plan.phase_end(start))
+        """A grant stays in one phase and ends where a look is due.
+
+        It ends at a multiple of the grant size, so a planned step lies in the same
+        grant in every attempt, and ends of attempts at it are counted together.
+        """
+        size = self.plan.grant_size
+        stop = min((start // size + 1) * size, self.plan.phase_end(start))
         looks = self.plan.evaluation.looks if self.plan.evaluation else ()
         return min([stop, *(look for look in looks if look > start)])
 

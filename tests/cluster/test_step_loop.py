@@ -323,3 +323,22 @@ def test_a_grant_asked_ahead_that_is_lost_stays_charged(host, monkeypatch):
     charged = host.run.ledger().run_status("run-1").num_steps_charged
     assert charged == 6 + 10, "steps 0 to 5, then 2 to 11 again"
     assert max(host.keys_seen.values()) == 1, "no key was handed out twice"
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_a_step_that_is_void_twice_ends_the_run_wherever_it_lies(
+    host, monkeypatch, step
+):
+    run_step = PrivateStep.run
+
+    def run(self, keys):
+        if keys.step == step:
+            raise VoidStepError("As a test.")
+        run_step(self, keys)
+
+    monkeypatch.setattr(PrivateStep, "run", run)
+    outcomes, works, _, _ = run_loops(host, evaluate=False)
+    assert {o.status for o in outcomes} == {"failed"}
+    assert "2 times" in str(outcomes[0].error)
+    assert works[0].applied == step
+    assert host.run.ledger().run_status("run-1").num_attempts == 3
