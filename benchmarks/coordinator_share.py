@@ -11,6 +11,13 @@ from cards import Card, Figure
 # phase, name, most of a step that may be spent waiting (a ratio)
 PHASES = ((0, "head", 0.05), (1, "LoRA", 0.01))
 _NOT_STEPS = ("data_key", "dataset_commitment", "mark_non_private")
+_KINDS = {
+    "request": "grants",
+    "ask_ahead": "grants",
+    "progress": "progress",
+    "checkpoint_registered": "checkpoint rows",
+}
+_STEADY = ("grants", "progress", "checkpoint rows")
 
 
 def shares_of(notes: dict[str, Any], first: int, last: int) -> dict[str, float]:
@@ -23,8 +30,7 @@ def shares_of(notes: dict[str, Any], first: int, last: int) -> dict[str, float]:
     """
     steps = [s for number, s in notes["steps"] if first <= number < last]
     saved = [s for number, s in notes["checkpoints"] if first < number <= last]
-    kinds = {"request": "grants", "ask_ahead": "grants", "progress": "progress"}
-    found = dict.fromkeys(("grants", "progress", "other"), 0.0)
+    found = dict.fromkeys((*_STEADY, "once"), 0.0)
     for number, method, waited in notes["calls"]:
         if method in _NOT_STEPS:
             continue
@@ -34,8 +40,12 @@ def shares_of(notes: dict[str, Any], first: int, last: int) -> dict[str, float]:
         if method in ("request", "ask_ahead"):
             inside = first <= number < last
         if inside:
-            found[kinds.get(method, "other")] += waited / len(steps)
-    found["waiting"] = sum(found.values())
+            kind = _KINDS.get(method, "once")
+            if method == "request" and number == 0:
+                kind = "once"  # the first grant was not asked for ahead
+            found[kind] += waited / len(steps)
+    found["steady"] = sum(found[kind] for kind in _STEADY)
+    found["waiting"] = found["steady"] + found["once"]
     found["checkpoints"] = sum(saved) / len(steps)
     found["step"] = float(np.median(steps))
     return found
@@ -50,11 +60,12 @@ def coordinator_card(runs: list[list[dict[str, Any]]], *, quick: bool) -> Card:
         "quickstart",
         f"The runs of the quickstart card: jobs/quickstart.yaml through Ray, two "
         f"workers, grants of {plan.grant_size} steps, a checkpoint every "
-        f"{plan.checkpoint_interval}. Waiting: all time in calls of the coordinator "
-        "(grants, progress, checkpoint rows, looks, the attempt), spread over the "
-        "phase's steps, of the rank that waits longest. A step: the median from its "
+        f"{plan.checkpoint_interval}. Waiting: time in calls of the coordinator, "
+        "spread over the phase's steps, of the rank that waits longest. In every step or "
+        "every few: grants, progress, checkpoint rows; once a run or phase: opening "
+        "the attempt, the first grant, the look. A step: the median from its "
         "keys to the end of the optimiser; the first step of the head phase, which "
-        "fills the cache of the frozen layers, does not move it. The share is waiting "
+        "fills the cache of the frozen layers, does not move it. A share is waiting "
         "over waiting and step. Means of the runs.",
         quick=quick,
     )
@@ -69,25 +80,24 @@ def coordinator_card(runs: list[list[dict[str, Any]]], *, quick: bool) -> Card:
         mean = {key: float(np.mean([row[key] for row in found])) for key in found[0]}
         card.figures += phase_figures(name, mean, limit)
     card.notes.append(
-        "Goal for the LoRA step: 0.5 %. Other waiting happens where a checkpoint or a "
-        "look is due, not in every step."
+        "Goal for the LoRA step: 0.5 %. What happens once is spread over the "
+        f"phase's {ends[0]} and {ends[1] - ends[0]} steps."
     )
     return card
 
 
 def phase_figures(name: str, mean: dict[str, float], limit: float) -> list[Figure]:
     """Returns the figures of one phase; ``limit`` is the most that may be waiting."""
-    total = mean["step"] + mean["waiting"]
     figures = [
         Figure(
-            f"{name} step: share of all waiting",
-            100 * mean["waiting"] / total,
+            f"{name} step: share of what happens in every step or every few",
+            100 * mean["steady"] / (mean["step"] + mean["steady"]),
             "%",
             at_most=100 * limit,
         ),
         Figure(
-            f"{name} step: share of grants and progress alone",
-            100 * (mean["grants"] + mean["progress"]) / total,
+            f"{name} step: share of all waiting",
+            100 * mean["waiting"] / (mean["step"] + mean["waiting"]),
             "%",
         ),
         Figure(f"{name} step", 1000 * mean["step"], "ms"),
@@ -95,7 +105,8 @@ def phase_figures(name: str, mean: dict[str, float], limit: float) -> list[Figur
     words = {
         "grants": "waiting for grants",
         "progress": "sending progress",
-        "other": "other waiting (checkpoint rows, looks, attempt)",
+        "checkpoint rows": "checkpoint rows",
+        "once": "what happens once (attempt, first grant, look)",
         "checkpoints": "checkpoints as a whole",
     }
     figures += [
