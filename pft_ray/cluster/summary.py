@@ -78,6 +78,7 @@ def operator_document(
         "looks_charged": status.num_looks_charged,
         "data": worker.get("data"),
         "num_faulty_records": worker.get("num_faulty"),
+        "one_unit_at_a_time": worker.get("one_unit_at_a_time"),
         "timings_s": {
             "total": round(elapsed_s, 3),
             **{k: round(v, 3) for k, v in worker.get("timings_s", {}).items()},

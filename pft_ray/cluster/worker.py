@@ -102,6 +102,7 @@ class Worker:
         self.collective = GlooCollective()
         self.phase = -1
         self.timings: dict[str, float] = {}
+        self.slow_phases: dict[str, str] = {}
         self._started = time.perf_counter()
 
     def run(self) -> dict[str, Any]:
@@ -149,6 +150,8 @@ class Worker:
             optimizer = optimizer_spec(self.job.training, phase)
             try:
                 work.start_phase(phase.trainable, optimizer)
+                if work.slow_reason:
+                    self.slow_phases[phase.name] = work.slow_reason
             except IndexError:
                 raise ModelError(
                     f"The model cannot read {self.job.data.max_length} tokens.",
@@ -270,6 +273,7 @@ class Worker:
             "released": outcome.released,
             "num_units": len(self.inputs.train),
             "num_faulty": self.work.num_faulty,
+            "one_unit_at_a_time": self.slow_phases,
             "data": self.inputs.notes,
             "baseline": baseline,
             "timings_s": self.timings,

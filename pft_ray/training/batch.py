@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -39,6 +39,15 @@ class TokenBatch:
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])
+
+    def at(self, rows: slice) -> TokenBatch:
+        """Returns some of the records."""
+        parts: dict[str, Any] = {
+            name: value[rows]
+            for name, value in vars(self).items()
+            if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **parts)
 
     @property
     def attention_mask(self) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 
 from pft_ray.errors import InputError, ModelError, ResumeError
 from pft_ray.training.batch import TokenBatch, synthetic_batch
-from pft_ray.training.clipping import PerRecordClipper
+from pft_ray.training.clipping import OneUnitClipper, choose_clipper
 from pft_ray.training.optimizers import OptimizerSpec, PrivateOptimizer
 from pft_ray.training.prefix import Level, PrefixCache
 from pft_ray.training.totality import run_totally
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pft_ray.data.tokens import TokenTable
+    from pft_ray.training.clipping import PerRecordClipper
     from pft_ray.training.models import TrainedModel
 
     _SumAndNorms = tuple[torch.Tensor, torch.Tensor]
+    _Clipper = PerRecordClipper | OneUnitClipper
 
 _PARAMETER = "parameter/"
 _MOMENT = "optimizer/"
 _TRAINABLE = "phase/trainable"
 _PROGRESS = "phase/progress"
-
-_COUPLING_TOLERANCE = 1e-3
 
 
 class LocalWork:
@@ -61,7 +61,8 @@ class LocalWork:
         self._cache = PrefixCache(model, table, chunk_rows=max_micro_batch)
         self._evaluation: tuple[TokenTable, PrefixCache] | None = None
         self._trainable: str | None = None
-        self._clipper: PerRecordClipper | None = None
+        self._clipper: _Clipper | None = None
+        self.slow_reason = ""
         self._optimizer: PrivateOptimizer | None = None
         self._faulty: set[int] = set()
         self._base_moved = False
@@ -84,25 +85,24 @@ class LocalWork:
     def start_phase(self, trainable: str, optimizer: OptimizerSpec) -> None:
         """Fixes what is trained and starts a fresh optimiser.
 
-        Two made-up records are tried first, so that a model whose contributions
-        cannot be bounded is refused before any data is touched.
+        Made-up records are tried first, so that a model whose contributions cannot be
+        bounded is refused before any data is touched. A model that can be clipped
+        only one record at a time is, and ``slow_reason`` says why.
 
         Args:
             trainable: ``head``, ``adapter``, ``adapter+head`` or ``all``.
             optimizer: The phase's optimiser.
 
         Raises:
-            ModelError: A parameter cannot be clipped per record, or records influence
-                one another.
+            ModelError: The model cannot be trained with a bounded contribution.
         """
         named = self._model.set_trainable(trainable)
-        self._clipper = PerRecordClipper(self._model.module, named)
+        self._clipper, self.slow_reason = self._choose_clipper(named)
         self._optimizer = PrivateOptimizer(named, optimizer)
         self._trainable = trainable
         self._cache.start_phase(trainable)
         if self._evaluation is not None:
             self._evaluation[1].start_phase(trainable)
-        self._try_phase()
 
     def clipped_sum(self, positions: NDArray[np.int64], clip_norm: float) -> ClippedSum:
         """Returns the sum of the clipped gradients of the records at ``positions``.
@@ -204,7 +204,7 @@ class LocalWork:
         return self._evaluate(table, self._model.losses, default)
 
     @property
-    def _phase_clipper(self) -> PerRecordClipper:
+    def _phase_clipper(self) -> _Clipper:
         if self._clipper is None:
             msg = "start_phase must be called first"
             raise RuntimeError(msg)
@@ -238,8 +238,11 @@ class LocalWork:
             return run(lambda: self._model.losses(batch), len(batch))
 
         total = torch.zeros(self.num_parameters, dtype=torch.float64)
-        for start in range(0, len(usable), self._max_micro_batch):
-            chunk = usable[start : start + self._max_micro_batch]
+        size = self._max_micro_batch
+        if isinstance(self._clipper, OneUnitClipper):
+            size = 1
+        for start in range(0, len(usable), size):
+            chunk = usable[start : start + size]
             for part, result in run_totally(chunk, compute, self._probe):
                 if result is None:
                     self._faulty.update(part.tolist())
@@ -258,29 +261,17 @@ class LocalWork:
         batch = self._synthetic(1)
         self._phase_clipper.clipped_sum(lambda: self._model.losses(batch), 1, 1.0)
 
-    def _try_phase(self) -> None:
-        """Checks on made-up records that each has a gradient of its own."""
-        clipper = self._phase_clipper
-        both = self._synthetic(2)
-        _, together = clipper.clipped_sum(lambda: self._model.losses(both), 2, 1.0)
-        alone = torch.empty(2, dtype=torch.float64)
-        for index in range(2):
-            one = TokenBatch(
-                both.input_ids[index : index + 1],
-                both.lengths[index : index + 1],
-                None if both.targets is None else both.targets[:1],
-                None if both.loss_mask is None else both.loss_mask[:1],
-            )
-            _, norms = clipper.clipped_sum(partial(self._model.losses, one), 1, 1.0)
-            alone[index] = norms[0]
-        scale = alone.max() * _COUPLING_TOLERANCE + 1e-9
-        if not bool(((together - alone).abs() <= scale).all()):
-            raise ModelError(
-                "The gradient of a made-up record changes with the record beside it, "
-                "or is not finite.",
-                "Use a model that treats every record of a batch by itself; mixtures "
-                "of experts and batch statistics do not.",
-            )
+    def _choose_clipper(
+        self, named: list[tuple[str, torch.nn.Parameter]]
+    ) -> tuple[_Clipper, str]:
+        """Tries made-up records, as many as cannot be taken for positions."""
+        num_records = 2 if self._table.max_length != 2 else 3
+        made_up = self._synthetic(num_records)
+
+        def losses_of(rows: slice) -> torch.Tensor:
+            return self._model.losses(made_up.at(rows))
+
+        return choose_clipper(self._model.module, named, losses_of, num_records)
 
     def _load_parameters(self, tensors: dict[str, torch.Tensor]) -> None:
         stored = {

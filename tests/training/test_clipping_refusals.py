@@ -2,67 +2,40 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from pft_ray.errors import ModelError, PlanError
-from pft_ray.training.batch import batch_of
-from pft_ray.training.clipping import PerRecordClipper
-from tests.training.tiny import loaded, random_table, spec_of
-
-
-class Scaled(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.inner = nn.Linear(3, 3)
-        self.gain = nn.Parameter(torch.ones(3))
-
-    def forward(self, x):
-        return self.inner(x) * self.gain
-
-
-class ScaledEmbedding(nn.Embedding):
-    def forward(self, ids):
-        return 2 * super().forward(ids)
-
-
-class PlusOneRMSNorm(nn.Module):
-    """As in Gemma: (1 + weight) * x / rms(x)."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(3))
-        self.eps = 1e-6
-
-    def forward(self, x):
-        norm = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
-        return norm * (1 + self.weight)
+from pft_ray.training.clipping import PerRecordClipper, UnsupportedUseError
+from tests.training.tiny import loaded, naive_sum, relative_error, spec_of
 
 
 @pytest.mark.parametrize(
-    ("module", "words"),
+    ("module", "inputs", "words"),
     [
-        (nn.Sequential(nn.Linear(3, 3), Scaled()), "'1' of type Scaled"),
-        (nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), "'1' is a BatchNorm1d"),
-        (nn.Sequential(ScaledEmbedding(4, 3)), "'0' of type ScaledEmbedding"),
-        (nn.Sequential(nn.Embedding(4, 3, max_norm=1.0)), "'0' of type Embedding"),
-        (
-            nn.Sequential(nn.Embedding(4, 3, scale_grad_by_freq=True)),
-            "'0' of type Embedding",
-        ),
-        (nn.Sequential(PlusOneRMSNorm()), "'0' of type PlusOneRMSNorm"),
-        (nn.Sequential(nn.MultiheadAttention(4, 2)), "type MultiheadAttention"),
-        (nn.Sequential(nn.Conv1d(3, 3, 1)), "type Conv1d"),
-        (nn.Sequential(nn.GRU(3, 3)), "type GRU"),
+        (nn.MultiheadAttention(4, 2), (torch.randn(2, 3, 4),) * 3, "in_proj_weight"),
+        (nn.Conv1d(3, 3, 1), (torch.randn(2, 3, 3),), "'weight' is used by conv1d"),
+        (nn.GRU(3, 3), (torch.randn(2, 3, 3),), "'weight_ih_l0'"),
     ],
 )
-def test_modules_without_a_rule_are_named(module, words):
-    with pytest.raises(ModelError, match=words) as caught:
-        PerRecordClipper(module, list(module.named_parameters()))
+def test_uses_that_are_not_known_are_named(module, inputs, words):
+    clipper = PerRecordClipper(module, list(module.named_parameters()))
+
+    def losses():
+        out = module(*inputs)
+        return (out[0] if isinstance(out, tuple) else out).sum((1, 2))
+
+    with pytest.raises(UnsupportedUseError, match=words) as caught:
+        clipper.clipped_sum(losses, 2, 1.0)
     assert caught.value.fix
+
+
+def test_batch_norm_is_refused():
+    module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    with pytest.raises(ModelError, match="'1' is a BatchNorm1d"):
+        PerRecordClipper(module, list(module.named_parameters()))
 
 
 def test_frozen_batch_norm_is_refused_too():
@@ -71,27 +44,49 @@ def test_frozen_batch_norm_is_refused_too():
         PerRecordClipper(module, list(module[1].named_parameters()))
 
 
-def test_modules_without_a_rule_may_be_frozen():
-    module = nn.Sequential(Scaled().requires_grad_(False), nn.Linear(3, 3))
-    named = list(module[1].named_parameters())
-    assert PerRecordClipper(module, named).num_parameters == 12
+def naive(model, named, losses_of, num_records):
+    rows = []
+    for i in range(num_records):
+        loss = losses_of(slice(i, i + 1))[0]
+        grads = torch.autograd.grad(loss, [p for _, p in named])
+        rows.append(torch.cat([g.flatten() for g in grads]).double())
+    return torch.stack(rows)
 
 
-def test_dora_is_refused(tiny_folders):
-    model = loaded(spec_of(tiny_folders["llama"], "llama"), torch.float32).module
-    config = LoraConfig(r=2, target_modules=["q_proj"], use_dora=True)
-    model = get_peft_model(model, config)
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": ["q_proj", "v_proj"], "use_dora": True},
+        {"target_modules": ["embed_tokens"]},
+        {"target_modules": "all-linear", "use_rslora": True},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
+        {"target_modules": ["q_proj"], "bias": "all"},
+    ],
+    ids=["dora", "embedding", "rslora", "modules-to-save", "bias"],
+)
+def test_peft_adapters_of_all_kinds_are_exact(tiny_folders, config):
+    model = loaded(spec_of(tiny_folders["llama"], "llama")).module
+    model = get_peft_model(model, LoraConfig(r=2, **config)).eval()
+    torch.manual_seed(7)
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    with pytest.raises(ModelError, match="lora_magnitude_vector"):
-        PerRecordClipper(model, named)
+    with torch.no_grad():
+        for _, parameter in named:
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    ids = torch.randint(0, 40, (4, 6))
 
+    def losses_of(rows):
+        logits = model(input_ids=ids[rows]).logits[:, :-1]
+        targets = ids[rows][:, 1:]
+        nll = nn.functional.cross_entropy(
+            logits.transpose(1, 2), targets, reduction="none"
+        )
+        return nll.mean(1)
 
-def test_lora_on_an_embedding_is_refused(tiny_folders):
-    model = loaded(spec_of(tiny_folders["llama"], "llama"), torch.float32).module
-    model = get_peft_model(model, LoraConfig(r=2, target_modules=["embed_tokens"]))
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    with pytest.raises(ModelError, match="embed_tokens"):
-        PerRecordClipper(model, named)
+    gradients = naive(model, named, losses_of, 4)
+    clip_norm = float(gradients.norm(dim=1).median())
+    clipper = PerRecordClipper(model, named)
+    found, _ = clipper.clipped_sum(lambda: losses_of(slice(0, 4)), 4, clip_norm)
+    assert relative_error(found, naive_sum(gradients, clip_norm)) < 5e-9
 
 
 def test_trainable_parameters_must_be_listed():
@@ -114,15 +109,26 @@ def test_a_parameter_without_gradient_is_named():
         clipper.clipped_sum(lambda: module["used"](x).sum(1), 2, 1.0)
 
 
-def test_a_weight_read_outside_its_module_is_named():
+def test_a_gradient_that_passes_the_recorder_by_is_named():
+    class Past(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, weight):
+            ctx.save_for_backward(x)
+            return x @ weight
+
+        @staticmethod
+        def backward(ctx, grad):
+            (x,) = ctx.saved_tensors
+            return None, x.t() @ grad
+
     module = nn.Sequential(nn.Linear(3, 3))
     clipper = PerRecordClipper(module, list(module.named_parameters()))
     x = torch.randn(2, 3)
 
     def losses():
-        return (module(x) @ module[0].weight).sum(1)
+        return Past.apply(module(x).detach(), module[0].weight).sum(1)
 
-    with pytest.raises(ModelError, match=r"'0\.weight' is used outside"):
+    with pytest.raises(UnsupportedUseError, match=r"'0\.weight' is used where"):
         clipper.clipped_sum(losses, 2, 1.0)
     assert module[0].weight.grad is None
 
@@ -138,34 +144,17 @@ def test_scalar_and_constant_losses_are_refused():
 
 
 def test_a_lost_record_dimension_is_refused():
-    """A broadcast position table sees one row for all records."""
-
-    class Positions(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.table = nn.Embedding(4, 3)
-
-        def forward(self, x):
-            return x + self.table(torch.arange(4)[None])
-
-    module = Positions()
+    """Tokens of all records in one row, picked by their content."""
+    module = nn.Linear(3, 3)
     clipper = PerRecordClipper(module, list(module.named_parameters()))
     x = torch.randn(2, 4, 3)
-    with pytest.raises(ModelError, match=r"'table\.weight' saw a first dimension of 1"):
-        clipper.clipped_sum(lambda: module(x).sum((1, 2)), 2, 1.0)
-
-
-def test_gpt2_without_explicit_positions_is_refused(tiny_folders):
-    """The library's default positions are one row for all records."""
-    model = loaded(spec_of(tiny_folders["gpt2"], "gpt2"))
-    named = model.set_trainable("all")
-    batch = batch_of(random_table(3), np.arange(3))
 
     def losses():
-        return model.module(input_ids=batch.input_ids).logits.sum((1, 2))
+        picked = x[x[..., 0] > -9]
+        return module(picked).view(2, 4, 3).sum((1, 2))
 
-    with pytest.raises(ModelError, match="wpe"):
-        PerRecordClipper(model.module, named).clipped_sum(losses, 3, 1.0)
+    with pytest.raises(UnsupportedUseError, match="first dimension is 8 for 2 records"):
+        clipper.clipped_sum(losses, 2, 1.0)
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, -1.0, float("nan"), float("inf")])

@@ -1,5 +1,13 @@
 """Per-record gradient clipping in one backward pass."""
 
 from pft_ray.training.clipping.clipper import PerRecordClipper
+from pft_ray.training.clipping.recorder import UnsupportedUseError
+from pft_ray.training.clipping.single import OneUnitClipper
+from pft_ray.training.clipping.trial import choose_clipper
 
-__all__ = ["PerRecordClipper"]
+__all__ = [
+    "OneUnitClipper",
+    "PerRecordClipper",
+    "UnsupportedUseError",
+    "choose_clipper",
+]

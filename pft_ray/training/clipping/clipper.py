@@ -1,8 +1,8 @@
 """Per-record clipping with one forward and one backward pass ("book-keeping").
 
 Formulas: Goodfellow 2015 (arXiv:1510.01799), Li et al. 2022 (arXiv:2110.05679), Bu et
-al. 2023 (arXiv:2210.00038). The weight gradient of autograd is never formed: modules
-that own trained parameters record activations and output gradients instead.
+al. 2023 (arXiv:2210.00038). The weight gradient of autograd is never formed: what
+trained parameters do is recorded with activations and output gradients instead.
 """
 
 from __future__ import annotations
@@ -16,7 +16,12 @@ from pft_ray.accounting.events import check_positive
 from pft_ray.errors import ModelError
 from pft_ray.training.clipping.factors import clip_factors
 from pft_ray.training.clipping.gradients import RecordGradients
-from pft_ray.training.clipping.registry import owners_of
+from pft_ray.training.clipping.listing import check_trained
+from pft_ray.training.clipping.recorder import (
+    Recorder,
+    UnsupportedUseError,
+    run_backward,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -31,8 +36,8 @@ DEFAULT_LIMIT_BYTES = 512 << 20
 class PerRecordClipper:
     """Sums per-record gradients of a model, each clipped to a norm.
 
-    The model is plain outside :meth:`clipped_sum`: forwards are replaced on entry and
-    put back on exit, also after an error, so saving, generating and peft just work.
+    The model is plain: nothing is wrapped or replaced, so saving, generating and peft
+    just work. A :class:`Recorder` watches while :meth:`clipped_sum` runs.
 
     Args:
         module: The model; it must keep the first dimension of every activation that
@@ -42,7 +47,8 @@ class PerRecordClipper:
             come from inner products.
 
     Raises:
-        ModelError: A trained parameter lies in a module without a rule.
+        ModelError: A parameter is frozen or not the model's, a trainable one is not
+            listed, or the model has a batch normalisation.
     """
 
     def __init__(
@@ -54,24 +60,14 @@ class PerRecordClipper:
     ) -> None:
         self._parameters = list(named_parameters)
         self._index = {id(p): i for i, (_, p) in enumerate(self._parameters)}
-        self._owners = owners_of(module, self._parameters)
+        check_trained(module, self._parameters)
+        self._module = module
         self._limit_bytes = limit_bytes
-        self._gradients: RecordGradients | None = None
-        self._outside: list[str] = []
 
     @property
     def num_parameters(self) -> int:
         """P, the length of the flat vector."""
         return sum(parameter.numel() for _, parameter in self._parameters)
-
-    def wants(self, parameter: torch.Tensor | None) -> bool:
-        """Returns whether ``parameter`` is trained (for rules)."""
-        return id(parameter) in self._index
-
-    def add(self, parameter: torch.Tensor, contribution: Contribution) -> None:
-        """Takes one use of a parameter during the backward pass (for rules)."""
-        assert self._gradients is not None
-        self._gradients.add(self._index[id(parameter)], contribution)
 
     def clipped_sum(
         self,
@@ -93,9 +89,10 @@ class PerRecordClipper:
             not finite: these contribute exactly zero.
 
         Raises:
-            ModelError: The losses are not one a record, a parameter got no
-                contribution or is used outside its module, or a layer lost the
-                record dimension.
+            UnsupportedUseError: A parameter is used in a way that has no batched
+                per-record gradient, or a layer lost the record dimension.
+            ModelError: The losses are not one a record, or do not depend on a
+                parameter.
 
         Guarantee:
             Removing one record changes the sum by at most C in L2 norm: its
@@ -140,7 +137,12 @@ class PerRecordClipper:
         """Runs forward and backward; returns gradients and finite losses."""
         sizes = [(name, parameter.numel()) for name, parameter in self._parameters]
         gradients = RecordGradients(sizes, num_records, self._limit_bytes)
-        with self._installed(gradients), torch.enable_grad():
+
+        def add(parameter: torch.Tensor, contribution: Contribution) -> None:
+            gradients.add(self._index[id(parameter)], contribution)
+
+        watched = Recorder(self._module, self._parameters, num_records, add)
+        with self._cleared(), watched, torch.enable_grad():
             losses = losses_fn()
             if losses.shape != (num_records,) or not losses.requires_grad:
                 raise ModelError(
@@ -150,35 +152,28 @@ class PerRecordClipper:
                 )
             finite = torch.isfinite(losses.detach())
             total = torch.where(finite, losses, torch.zeros_like(losses)).sum()
-            total.backward()  # type: ignore[no-untyped-call]
+            run_backward(total)
         self._check_complete(gradients)
         return gradients, finite
 
     @contextmanager
-    def _installed(self, gradients: RecordGradients) -> Iterator[None]:
-        previous = [owner.__dict__.get("forward") for owner, _ in self._owners]
-        self._gradients = gradients
+    def _cleared(self) -> Iterator[None]:
+        """Refuses what autograd itself gave to a parameter, past the recorder."""
         try:
-            for owner, rule in self._owners:
-                owner.forward = rule.bind(owner, self)
             yield
+            for name, parameter in self._parameters:
+                if parameter.grad is not None:
+                    raise UnsupportedUseError(
+                        f"Parameter {name!r} is used where its per-record gradient is "
+                        "not seen.",
+                        "Freeze it, or train LoRA adapters on Linear layers.",
+                    )
         finally:
-            self._gradients = None
-            self._outside = [n for n, p in self._parameters if p.grad is not None]
             for _, parameter in self._parameters:
                 parameter.grad = None
-            for (owner, _), forward in zip(self._owners, previous, strict=True):
-                owner.__dict__.pop("forward", None)
-                if forward is not None:
-                    owner.forward = forward
 
-    def _check_complete(self, gradients: RecordGradients) -> None:
-        if self._outside:
-            raise ModelError(
-                f"Parameter {self._outside[0]!r} is used outside the forward of "
-                "the module that owns it, so its per-record gradient is not known.",
-                "Freeze it, or call its module instead of reading its weight.",
-            )
+    @staticmethod
+    def _check_complete(gradients: RecordGradients) -> None:
         if gradients.missing:
             raise ModelError(
                 f"Parameter {gradients.missing[0]!r} got no gradient: the loss does "

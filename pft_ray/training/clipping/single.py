@@ -1,0 +1,132 @@
+"""Clipping one unit at a time with plain autograd: slow, and right for any model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from pft_ray.accounting.events import check_positive
+from pft_ray.errors import ModelError
+from pft_ray.training.clipping.factors import clip_factors
+from pft_ray.training.clipping.listing import check_trained
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import nn
+
+
+class OneUnitClipper:
+    """Clips the gradient of one unit, made by an ordinary backward pass.
+
+    Records of different units never meet, so whatever a model does between the
+    records of a batch, and however it uses its parameters, the bound holds.
+
+    Args:
+        module: The model.
+        named_parameters: What is trained, in the order of the flat vector.
+
+    Raises:
+        ModelError: A parameter is frozen or not the model's, a trainable one is not
+            listed, or the model has a batch normalisation.
+    """
+
+    def __init__(
+        self, module: nn.Module, named_parameters: Sequence[tuple[str, nn.Parameter]]
+    ) -> None:
+        check_trained(module, named_parameters)
+        self._parameters = list(named_parameters)
+
+    @property
+    def num_parameters(self) -> int:
+        """P, the length of the flat vector."""
+        return sum(parameter.numel() for _, parameter in self._parameters)
+
+    def clipped_sum(
+        self,
+        losses_fn: Callable[[], torch.Tensor],
+        num_records: int,
+        clip_norm: float,
+        *,
+        segments: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the clipped gradient of one unit, (P,) fp64, and its norm, (1,).
+
+        Args:
+            losses_fn: Runs the model and returns (B,) losses of the unit's records.
+            num_records: B; 0 gives zeros without running the model.
+            clip_norm: C.
+            segments: All equal: the records are one unit's. Without it B is 1.
+
+        Raises:
+            ModelError: The losses are not one a record, or do not depend on a
+                parameter.
+
+        Guarantee:
+            The sum has norm at most C; a unit that is not finite gives zero and NaN.
+        """
+        check_positive(clip_norm, "clip_norm")
+        _check_one(num_records, segments)
+        total, norms = self.plain_sum(losses_fn, num_records, segments=segments)
+        factors = clip_factors(norms, clip_norm, self.num_parameters)
+        if num_records:
+            total = total * factors[0]
+        return total, norms
+
+    def plain_sum(
+        self,
+        losses_fn: Callable[[], torch.Tensor],
+        num_records: int,
+        *,
+        segments: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the unclipped gradient and its norm: for baselines."""
+        if num_records == 0:
+            empty = torch.zeros(self.num_parameters, dtype=torch.float64)
+            return empty, torch.zeros(0, dtype=torch.float64)
+        _check_one(num_records, segments)
+        flat = self._gradient(losses_fn, num_records)
+        norm = flat.norm().reshape(1)
+        if not bool(torch.isfinite(norm)):
+            return torch.zeros_like(flat), torch.full_like(norm, torch.nan)
+        return flat, norm
+
+    def _gradient(
+        self, losses_fn: Callable[[], torch.Tensor], num_records: int
+    ) -> torch.Tensor:
+        with torch.enable_grad():
+            losses = losses_fn()
+            if losses.shape != (num_records,) or not losses.requires_grad:
+                raise ModelError(
+                    f"The loss has shape {tuple(losses.shape)} for {num_records} "
+                    "records, or does not depend on a trained parameter.",
+                    "Return one loss a record; a mean over a batch is unsound.",
+                )
+            finite = torch.isfinite(losses.detach())
+            total = torch.where(finite, losses, torch.zeros_like(losses)).sum()
+            roots = [p for _, p in self._parameters]
+            grads: Sequence[torch.Tensor | None] = torch.autograd.grad(
+                total, roots, allow_unused=True
+            )
+        parts: list[torch.Tensor] = []
+        for (name, _), grad in zip(self._parameters, grads, strict=True):
+            if grad is None:
+                raise ModelError(
+                    f"Parameter {name!r} got no gradient: the loss does not depend on "
+                    "it.",
+                    "Freeze it, or check that its module takes part in the forward "
+                    "pass.",
+                )
+            parts.append(grad.detach().flatten().double())
+        flat = torch.cat(parts)
+        return flat if bool(finite.any()) else torch.full_like(flat, torch.nan)
+
+
+def _check_one(num_records: int, segments: torch.Tensor | None) -> None:
+    several = num_records > 1 and (
+        segments is None or bool((segments != segments[0]).any())
+    )
+    if several:
+        msg = "records of several units in a pass that is for one"
+        raise ValueError(msg)
