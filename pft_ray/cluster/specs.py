@@ -42,8 +42,17 @@ def model_spec(job: JobSpec, base_dir: Path) -> ModelSpec:
         pooling=model.pooling,
         lora=None
         if lora is None
-        else LoraSpec(lora.rank, lora.alpha, lora.targets, lora.layers),
+        else LoraSpec(
+            lora.rank,
+            lora.alpha,
+            lora.targets,
+            lora.layers,
+            rslora=lora.rslora,
+            bias=lora.bias,
+            modules_to_save=lora.modules_to_save,
+        ),
         init_seed=job.training.seed,
+        gradient_checkpointing=model.gradient_checkpointing,
     )
 
 

@@ -29,6 +29,7 @@ from pft_ray.training.local import LocalWork
 from pft_ray.training.looks import look
 from pft_ray.training.loop import LoopOutcome, TrainingLoop
 from pft_ray.training.models import TrainedModel, load_model
+from pft_ray.training.spec import moves_base
 from pft_ray.training.step import PrivateStep
 
 if TYPE_CHECKING:
@@ -140,8 +141,13 @@ class Worker:
             self.model,
             self.inputs.train,
             max_micro_batch=self.job.training.max_micro_batch,
+            memory_limit_bytes=self._memory_limit_bytes(),
         )
         self.initial = self.work.state()
+
+    def _memory_limit_bytes(self) -> int | None:
+        limit = self.job.training.memory_limit_gib
+        return None if limit is None else int(limit * (1 << 30))
 
     def _try_phases(self) -> None:
         """Runs made-up records through every phase before any step is charged."""
@@ -281,7 +287,7 @@ class Worker:
         }
 
     def _save_model(self) -> None:
-        full = any(p.trainable == "all" for p in self.plan.phases)
+        full = any(moves_base(p.trainable) for p in self.plan.phases)
         final = Path(self.settings.run_dir) / ("model" if full else "adapter")
         partial = final.with_name(final.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)

@@ -50,9 +50,21 @@ class BuiltJob:
         return (self.base_dir / self.job.output).resolve()
 
 
+# How the same sums are computed.
+_HOW_NOT_WHAT = (("training", "memory_limit_gib"), ("model", "gradient_checkpointing"))
+# Options that the format got later: without them a job keeps the digest it had.
+_ADDED_LATER = {"rslora": False, "bias": "none", "modules_to_save": []}
+
+
 def job_digest(job: JobSpec) -> str:
     """Returns the digest of what shapes a run: not the cluster, ledger or folders."""
     data = job.model_dump(mode="json", include=_PUBLIC_SECTIONS)
+    for section, name in _HOW_NOT_WHAT:
+        del data[section][name]
+    lora = data["model"]["lora"] or {}
+    for name, absent in _ADDED_LATER.items():
+        if lora.get(name) == absent:
+            del lora[name]
     return hashlib.sha256(canonical_json(data)).hexdigest()
 
 

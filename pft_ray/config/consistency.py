@@ -41,6 +41,11 @@ def _check_task(job: JobSpec) -> None:
 
 def _check_trainable(job: JobSpec) -> None:
     trained = {p for phase in job.training.phases for p in phase.trainable.split("+")}
+    if "biases" in trained and job.model.lora is not None:
+        raise ConfigError(
+            "training.phases trains the base model's biases, and model.lora is given.",
+            "Use model.lora.bias: all for biases beside adapters.",
+        )
     if "all" in trained and len(trained) > 1:
         raise ConfigError(
             "training.phases mixes 'all' with head or adapter phases.",

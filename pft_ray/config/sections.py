@@ -116,6 +116,13 @@ class LoraSection(Section):
     layers: tuple[NonNegative, ...] | None = Field(
         None, min_length=1, description="Layers that get one, from 0; default: all."
     )
+    rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) instead.")
+    bias: Literal["none", "all", "lora_only"] = Field(
+        "none", description="Biases of the base model that are trained too."
+    )
+    modules_to_save: tuple[Text, ...] = Field(
+        (), description="Modules that are trained whole, for example lm_head."
+    )
 
 
 class ModelSection(Section):
@@ -131,6 +138,9 @@ class ModelSection(Section):
         "mean", description="How a text becomes one vector, for classification."
     )
     lora: LoraSection | None = Field(None, description="Low-rank adapters.")
+    gradient_checkpointing: bool = Field(
+        False, description="Less memory for about a third more time."
+    )
 
 
 class PrivacySection(Section):
@@ -169,9 +179,9 @@ class PhaseSection(Section):
 
     name: Name = Field(description="Name of the phase, for reports.")
     steps: Count = Field(description="Planned steps.")
-    trainable: Literal["head", "adapter", "adapter+head", "all"] = Field(
-        description="What is trained."
-    )
+    trainable: Literal[
+        "head", "adapter", "adapter+head", "biases", "biases+head", "all"
+    ] = Field(description="What is trained.")
     clip_norm: Positive = Field(description="Largest contribution of a record, C.")
     learning_rate: Positive = Field(description="Peak rate.")
     head_learning_rate: Positive | None = Field(
@@ -216,6 +226,9 @@ class TrainingSection(Section):
         0, description="Public seed of initial weights only."
     )
     max_micro_batch: Count = Field(64, description="Units a forward pass at most.")
+    memory_limit_gib: Positive | None = Field(
+        None, description="Fit the micro-batch to this size of a worker's process."
+    )
     checkpoint_interval: Count | None = Field(
         None, description="Steps between checkpoints; default: T/20, from 1 to 5."
     )

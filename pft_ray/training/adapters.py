@@ -44,6 +44,9 @@ def attach_adapters(
         r=spec.rank,
         lora_alpha=spec.alpha,
         lora_dropout=0.0,
+        use_rslora=spec.rslora,
+        bias=spec.bias,
+        modules_to_save=list(spec.modules_to_save) or None,
         target_modules=list(spec.targets if spec.layers is None else targets),
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in targets.values()),
     )

@@ -9,6 +9,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 from pft_ray.data.paths import pretrained_arguments, resolve_model_path
@@ -84,6 +85,31 @@ def _plain(model: Any) -> nn.Module:
         parameter.requires_grad_(False)
     model.eval()
     return model  # type: ignore[no-any-return]
+
+
+def checkpoint_layers(model: Any) -> None:
+    """Lets every layer keep its input only and run again in the backward pass.
+
+    Only the layers themselves are told that they train; nothing below them is, so
+    nothing becomes random.
+
+    Raises:
+        ModelError: The library does not offer it for this model.
+    """
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    try:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    except ValueError:
+        layers = []
+    if not layers:
+        raise ModelError(
+            f"{type(model).__name__} has no gradient checkpointing.",
+            "Set model.gradient_checkpointing to false.",
+        )
+    for layer in layers:
+        layer.training = True
+        if isinstance(getattr(layer, "dropout", None), float):
+            layer.dropout = 0.0
 
 
 def _zero_dropout(config: Any) -> None:

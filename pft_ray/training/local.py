@@ -12,8 +12,10 @@ import torch
 from pft_ray.errors import InputError, ModelError, ResumeError
 from pft_ray.training.batch import TokenBatch, synthetic_batch
 from pft_ray.training.clipping import OneUnitClipper, choose_clipper
+from pft_ray.training.memory import largest_micro_batch
 from pft_ray.training.optimizers import OptimizerSpec, PrivateOptimizer
 from pft_ray.training.prefix import Level, PrefixCache
+from pft_ray.training.spec import moves_base
 from pft_ray.training.totality import run_totally
 from pft_ray.training.types import ClippedSum, PrivateGrad
 
@@ -42,13 +44,20 @@ class LocalWork:
         model: The model; its trainable set is changed by :meth:`start_phase`.
         table: The records that this process is responsible for, one unit a row.
         max_micro_batch: Records that run through the model together at most.
+        memory_limit_bytes: Largest resident size of the process; the micro-batch is
+            fitted to it by a probe at the start of each phase. None for no probe.
 
     Raises:
         ModelError: The records are longer than the model allows.
     """
 
     def __init__(
-        self, model: TrainedModel, table: TokenTable, *, max_micro_batch: int
+        self,
+        model: TrainedModel,
+        table: TokenTable,
+        *,
+        max_micro_batch: int,
+        memory_limit_bytes: int | None = None,
     ) -> None:
         if max_micro_batch < 1:
             raise InputError(
@@ -58,6 +67,8 @@ class LocalWork:
         self._model = model
         self._table = table
         self._max_micro_batch = max_micro_batch
+        self._memory_limit_bytes = memory_limit_bytes
+        self.micro_batch = max_micro_batch
         self._cache = PrefixCache(model, table, chunk_rows=max_micro_batch)
         self._evaluation: tuple[TokenTable, PrefixCache] | None = None
         self._trainable: str | None = None
@@ -98,6 +109,7 @@ class LocalWork:
         """
         named = self._model.set_trainable(trainable)
         self._clipper, self.slow_reason = self._choose_clipper(named)
+        self.micro_batch = self._fit_micro_batch()
         self._optimizer = PrivateOptimizer(named, optimizer)
         self._trainable = trainable
         self._cache.start_phase(trainable)
@@ -129,7 +141,7 @@ class LocalWork:
     def apply(self, grad: PrivateGrad) -> None:
         """Makes one optimiser step with a private gradient."""
         self._phase_optimizer.apply(grad)
-        self._base_moved = self._base_moved or self._trainable == "all"
+        self._base_moved = self._base_moved or moves_base(str(self._trainable))
 
     def state(self) -> dict[str, torch.Tensor]:
         """Returns copies of everything training changes, for a checkpoint.
@@ -238,9 +250,7 @@ class LocalWork:
             return run(lambda: self._model.losses(batch), len(batch))
 
         total = torch.zeros(self.num_parameters, dtype=torch.float64)
-        size = self._max_micro_batch
-        if isinstance(self._clipper, OneUnitClipper):
-            size = 1
+        size = self.micro_batch
         for start in range(0, len(usable), size):
             chunk = usable[start : start + size]
             for part, result in run_totally(chunk, compute, self._probe):
@@ -256,10 +266,21 @@ class LocalWork:
         length, size = self._table.max_length, self._model.vocab_size
         return synthetic_batch(num_records, length, size, causal=causal)
 
-    def _probe(self) -> None:
-        """Runs a made-up record as a real one would run."""
-        batch = self._synthetic(1)
-        self._phase_clipper.clipped_sum(lambda: self._model.losses(batch), 1, 1.0)
+    def _probe(self, num_records: int = 1) -> None:
+        """Runs made-up records as real ones would run."""
+        batch = self._synthetic(num_records)
+        self._phase_clipper.clipped_sum(
+            lambda: self._model.losses(batch), num_records, 1.0
+        )
+
+    def _fit_micro_batch(self) -> int:
+        if isinstance(self._clipper, OneUnitClipper):
+            return 1
+        if self._memory_limit_bytes is None:
+            return self._max_micro_batch
+        return largest_micro_batch(
+            self._probe, self._max_micro_batch, self._memory_limit_bytes
+        )
 
     def _choose_clipper(
         self, named: list[tuple[str, torch.nn.Parameter]]

@@ -14,8 +14,8 @@ from pft_ray.errors import ModelError
 from pft_ray.training.adapters import attach_adapters, write_adapters
 from pft_ray.training.classifier import TextClassifier
 from pft_ray.training.families import entered, family_of, model_inputs, num_layers
-from pft_ray.training.loading import load_base
-from pft_ray.training.spec import LoraSpec, ModelSpec
+from pft_ray.training.loading import checkpoint_layers, load_base
+from pft_ray.training.spec import LoraSpec, ModelSpec, moves_base
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +35,7 @@ __all__ = [
 HEAD_CONFIG = "head.json"
 HEAD_WEIGHTS = "head.safetensors"
 
-_PARTS = {"head", "adapter", "all"}
+_PARTS = {"head", "adapter", "biases", "all"}
 
 
 class TrainedModel:
@@ -80,7 +80,8 @@ class TrainedModel:
         """Returns the parameters that ``trainable`` means, in the model's fixed order.
 
         Args:
-            trainable: ``head``, ``adapter``, ``adapter+head`` or ``all``.
+            trainable: ``head``, ``adapter``, ``biases`` (of the base model), joined by
+                ``+``, or ``all``.
 
         Raises:
             ModelError: The model has no such part.
@@ -89,17 +90,17 @@ class TrainedModel:
         if not parts <= _PARTS or ("all" in parts and len(parts) > 1):
             raise ModelError(
                 f"Trainable set {trainable!r} is unknown.",
-                "Use head, adapter, adapter+head or all.",
+                "Use head, adapter, adapter+head, biases, biases+head or all.",
             )
-        if "all" in parts and self._adapters is not None:
+        if moves_base(trainable) and self._adapters is not None:
             raise ModelError(
-                "All parameters are to be trained on a model with adapters.",
+                "The base model is to be trained on a model with adapters.",
                 "Leave lora out of the model, or train adapter+head.",
             )
         named = list(self.module.named_parameters())
-        chosen = [(n, p) for n, p in named if _part_of(n) in parts or "all" in parts]
+        chosen = [(n, p) for n, p in named if "all" in parts or parts & self._parts(n)]
         for part in parts - {"all"}:
-            if not any(_part_of(name) == part for name, _ in chosen):
+            if not any(part in self._parts(name) for name, _ in chosen):
                 raise ModelError(
                     f"The model has no {part} to train.",
                     "Give the model lora for adapters; only classifiers have a head.",
@@ -112,17 +113,31 @@ class TrainedModel:
         wanted = {id(parameter) for _, parameter in chosen}
         for parameter in self.module.parameters():
             parameter.requires_grad_(id(parameter) in wanted)
-        self._full = self._full or trainable == "all"
+        self._full = self._full or moves_base(trainable)
         return chosen
 
     def kept_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Returns every parameter that training may have changed so far."""
         named = list(self.module.named_parameters())
-        return [(n, p) for n, p in named if self._full or _part_of(n) != "base"]
+        return [(n, p) for n, p in named if self._full or not self.is_base(n)]
 
     def is_base(self, name: str) -> bool:
         """Returns whether the parameter ``name`` is one of the base model's own."""
-        return _part_of(name) == "base"
+        return "base" in self._parts(name)
+
+    def _parts(self, name: str) -> set[str]:
+        """Returns what a parameter belongs to; a base model's bias to two."""
+        lora = self.spec.lora
+        if name.startswith("head."):
+            return {"head"}
+        if ".lora_" in name or ".modules_to_save." in name:
+            return {"adapter"}
+        if not name.endswith(".bias"):
+            return {"base"}
+        kind = "none" if lora is None else lora.bias
+        if kind == "all" or (kind == "lora_only" and ".base_layer." in name):
+            return {"adapter"}
+        return {"base", "biases"}
 
     def frozen_depth(self) -> int | None:
         """Returns how many layers lie below the lowest adapter.
@@ -135,7 +150,7 @@ class TrainedModel:
         depth = num_layers(self.stack, self.family)
         prefix = f"{self._prefix}{self.family.layers}."
         for name, _ in self.module.named_parameters():
-            if _part_of(name) == "adapter":
+            if "adapter" in self._parts(name):
                 inside = name.startswith(prefix)
                 number = int(name.removeprefix(prefix).split(".")[0]) if inside else 0
                 depth = min(depth, number)
@@ -175,6 +190,7 @@ class TrainedModel:
         dtype = next(self.stack.parameters()).dtype
         inputs = model_inputs(self.family, batch, dtype)
         if self.family is None:
+            inputs["use_cache"] = False
             output = self.module(**inputs)
         else:
             with entered(self.stack, self.family, batch):
@@ -252,6 +268,8 @@ def assemble(spec: ModelSpec, base: nn.Module, adapters: Any) -> TrainedModel:
     module.eval()
     for parameter in module.parameters():
         parameter.requires_grad_(False)
+    if spec.gradient_checkpointing:
+        checkpoint_layers(base)
     return TrainedModel(spec, module, adapters)
 
 
@@ -259,9 +277,3 @@ def _public_name(path: str) -> str:
     """Returns a model's reference as it may be released: no folder of this machine."""
     place = Path(path)
     return place.name if place.is_absolute() else path
-
-
-def _part_of(name: str) -> str:
-    if ".lora_" in name:
-        return "adapter"
-    return "head" if name.startswith("head.") else "base"

@@ -8,6 +8,7 @@ from typing import Literal
 from pft_ray.errors import ModelError
 
 Task = Literal["classification", "causal_lm"]
+Bias = Literal["none", "all", "lora_only"]
 Pooling = Literal["mean", "cls", "last"]
 
 
@@ -21,12 +22,19 @@ class LoraSpec:
         targets: Names of the modules that get an adapter, for example
             ``("query", "value")``.
         layers: Numbers of the layers that get adapters, counted from 0; None for all.
+        rslora: Scale by alpha / sqrt(rank) instead (Kalajdzievski 2023).
+        bias: Biases that are trained with the adapters: ``none``, ``all``, or
+            ``lora_only``, those of the modules that have one.
+        modules_to_save: Names of modules that are trained whole beside the adapters.
     """
 
     rank: int
     alpha: float
     targets: tuple[str, ...]
     layers: tuple[int, ...] | None = None
+    rslora: bool = False
+    bias: Bias = "none"
+    modules_to_save: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha <= 0 or not self.targets:
@@ -50,6 +58,8 @@ class ModelSpec:
         pooling: How a record's hidden states become one vector.
         lora: Adapters, or None.
         init_seed: Public seed of the adapters' and the head's initial values.
+        gradient_checkpointing: Keep each layer's input only and compute the layer
+            again in the backward pass: less memory for about a third more time.
     """
 
     path: str
@@ -58,6 +68,7 @@ class ModelSpec:
     pooling: Pooling = "mean"
     lora: LoraSpec | None = None
     init_seed: int = 0
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         if self.task == "classification" and self.num_labels < 2:
@@ -74,3 +85,8 @@ class ModelSpec:
             raise ModelError(
                 f"init_seed is {self.init_seed}.", "Give 0 <= seed < 2^62."
             )
+
+
+def moves_base(trainable: str) -> bool:
+    """Returns whether a trainable set has weights of the base model itself."""
+    return bool({"all", "biases"} & set(trainable.split("+")))

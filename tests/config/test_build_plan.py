@@ -175,6 +175,9 @@ OUTSIDE = {
     "failures": {"cluster__max_failures": 0, "cluster__placement_timeout_s": 1.0},
     "ledger": {"ledger__url": "elsewhere.db"},
     "output": {"output": "elsewhere"},
+    "memory": {"training__memory_limit_gib": 2.5},
+    "checkpointing": {"model__gradient_checkpointing": True},
+    "rslora, as before": {"model__lora__rslora": False},
 }
 INSIDE = {
     "path": {"data__path": "other.csv"},
@@ -182,6 +185,9 @@ INSIDE = {
     "max-length": {"data__max_length": 13},
     "model": {"model__path": "other"},
     "rank": {"model__lora__rank": 3},
+    "rslora": {"model__lora__rslora": True},
+    "bias": {"model__lora__bias": "all"},
+    "whole-modules": {"model__lora__modules_to_save": ["embeddings"]},
     "delta": {"privacy__delta": 1e-6},
     "epsilon": {"privacy__epsilon": 8.5},
     "seed": {"training__seed": 1},
