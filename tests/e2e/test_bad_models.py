@@ -155,32 +155,6 @@ def test_model_in_the_folder_of_the_job_is_found(tmp_path):
     assert resolve_model_path("m", tmp_path) == str(folder.resolve())
 
 
-def test_part_without_a_clipping_rule_is_refused_before_any_step(bench):
-    """Per-record gradients of convolutions are not known; found before any charge."""
-    from transformers import SqueezeBertConfig, SqueezeBertModel
-
-    folder = bench.folder / "convolutions"
-    shutil.copytree(bench.folder / "model", folder)
-    config = SqueezeBertConfig(
-        vocab_size=64,
-        hidden_size=32,
-        embedding_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=32,
-    )
-    SqueezeBertModel(config).save_pretrained(folder)
-    phase = job_dict()["training"]["phases"][0]
-    job = bench.new_job(
-        model__path="convolutions",
-        model__lora=None,
-        training__phases=[phase | {"trainable": "all"}],
-    )
-    error = bench.refused("train", job, says="type Conv1d .* no clipping", fix="LoRA")
-    assert error["code"] == "bad-model"
-
-
 def test_a_sound_package_model_passes(bench):
     """The quickstart's own model is looked at within a moment."""
     import time

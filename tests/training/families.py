@@ -73,14 +73,24 @@ ENCODERS = {
     },
     "ModernBert": _COMMON | {"cls_token_id": 1, "sep_token_id": 2},
 }
-# Their records meet in tables of relative positions or in experts: one by one.
+# Tables of relative positions, experts, convolutions: one by one.
 ONE_BY_ONE = {
     "Deberta": _COMMON | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
     "DebertaV2": _COMMON | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
     "MPNet": _COMMON,
     "Mixtral": _COMMON | _GROUPED | {"num_local_experts": 4},
+    "SqueezeBert": _COMMON | {"embedding_size": 16},
 }
-EAGER_ONLY = {"Gemma2", "GPTNeo", "GPTJ", "Bloom", "Deberta", "DebertaV2", "MPNet"}
+EAGER_ONLY = {
+    "Gemma2",
+    "GPTNeo",
+    "GPTJ",
+    "Bloom",
+    "Deberta",
+    "DebertaV2",
+    "MPNet",
+    "SqueezeBert",
+}
 SETTINGS = DECODERS | ENCODERS | ONE_BY_ONE
 
 
