@@ -50,6 +50,15 @@ class Outer:
         """T, the positions of a record."""
         return int(self.left.shape[1])
 
+    def factors(self) -> tuple[torch.Tensor, ...]:
+        """Returns the floating-point factors, (B, T, ...) each."""
+        return self.left, self.right
+
+    def sequence(self, rows: slice) -> Outer:
+        """Returns the records of ``rows`` as one record of all their positions."""
+        left, right = self.left[rows], self.right[rows]
+        return Outer(left.flatten(0, 1)[None], right.flatten(0, 1)[None])
+
     def per_record(self, rows: slice, dtype: torch.dtype) -> torch.Tensor:
         """Returns the gradients of ``rows`` as (b, m * n) in ``dtype``."""
         left = self.left[rows].to(dtype)
@@ -98,6 +107,15 @@ class Lookup:
     def num_tokens(self) -> int:
         """T, the positions of a record."""
         return int(self.ids.shape[1])
+
+    def factors(self) -> tuple[torch.Tensor, ...]:
+        """Returns the floating-point factor, (B, T, n)."""
+        return (self.right,)
+
+    def sequence(self, rows: slice) -> Lookup:
+        """Returns the records of ``rows`` as one record of all their positions."""
+        right = self.right[rows].flatten(0, 1)[None]
+        return Lookup(self.ids[rows].flatten()[None], right, self.num_rows)
 
     def per_record(self, rows: slice, dtype: torch.dtype) -> torch.Tensor:
         """Returns the gradients of ``rows`` as (b, m * n) in ``dtype``."""

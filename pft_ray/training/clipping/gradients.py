@@ -17,6 +17,11 @@ from pft_ray.training.clipping.contributions import (
     squared_row_norms,
 )
 from pft_ray.training.clipping.inner import squared_norms
+from pft_ray.training.clipping.segments import (
+    finite_records,
+    segment_sums,
+    unit_slices,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,6 +60,8 @@ class RecordGradients:
         self._num_records = num_records
         self._free_bytes = limit_bytes
         self._slots: list[_Slot] = []
+        self._segments: torch.Tensor | None = None
+        self._units: list[slice] | None = None
         self.num_parameters = 0
         for name, numel in names_and_sizes:
             self._slots.append(_Slot(name, numel, self.num_parameters))
@@ -108,38 +115,75 @@ class RecordGradients:
         """Names of parameters that got no contribution at all."""
         return [s.name for s in self._slots if s.formed is None and not s.held]
 
+    def merge(self, segments: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
+        """Makes the units of ``segments`` the rows that everything else is about.
+
+        Records that are not finite, by ``finite`` (B,) or by their gradients, are
+        replaced by zeros before the sums over units.
+
+        Returns:
+            (U,) bool: whether a unit has a finite record.
+        """
+        for slot in self._slots:
+            if slot.formed is not None:
+                sums = slot.formed.sum(1, dtype=torch.float64)
+                finite = finite & torch.isfinite(sums)
+            if slot.held:
+                finite = finite & finite_records(slot.held)
+        self.drop(~finite)
+        self._segments = segments
+        self._units = unit_slices(segments)
+        for slot in self._slots:
+            if slot.formed is not None:
+                slot.formed = segment_sums(slot.formed, self._units)
+        return torch.stack([finite[rows].any() for rows in self._units])
+
     def squared_norms(self) -> torch.Tensor:
-        """Returns (B,) fp64 upper bounds of the squared norms over all parameters."""
-        total = torch.zeros(self._num_records, dtype=torch.float64)
+        """Returns fp64 upper bounds of the squared norms over all parameters.
+
+        Shape (B,), or (U,) after :meth:`merge`.
+        """
+        units = self._units
+        num_rows = self._num_records if units is None else len(units)
+        total = torch.zeros(num_rows, dtype=torch.float64)
         for slot in self._slots:
             if slot.formed is not None:
                 total += squared_row_norms(slot.formed)
-            if slot.held:
+            if slot.held and units is None:
                 total += squared_norms(slot.held, slot.numel)
+            elif slot.held and units is not None:
+                for number, rows in enumerate(units):
+                    uses = [use.sequence(rows) for use in slot.held]
+                    total[number] += squared_norms(uses, slot.numel)[0]
         return total
 
     def drop(self, dropped: torch.Tensor) -> None:
-        """Replaces all that the ``dropped`` (B,) records contributed by zero."""
+        """Replaces all that the ``dropped`` records contributed by zero.
+
+        ``dropped`` is (B,) bool, or (U,) for whole units after :meth:`merge`.
+        """
         if not bool(dropped.any()):
             return
+        records = dropped if self._segments is None else dropped[self._segments]
         for slot in self._slots:
             if slot.formed is not None:
                 slot.formed = slot.formed.masked_fill(dropped[:, None], 0)
-            slot.held = [use.without(dropped) for use in slot.held]
+            slot.held = [use.without(records) for use in slot.held]
 
     def weighted_sum(self, weights: torch.Tensor) -> torch.Tensor:
-        """Returns sum_i weights_i g_i over all records, flat (P,) fp64.
+        """Returns sum_i weights_i g_i over all records or units, flat (P,) fp64.
 
         Args:
-            weights: (B,) fp64.
+            weights: (B,) fp64, or (U,) after :meth:`merge`.
         """
+        records = weights if self._segments is None else weights[self._segments]
         flat = torch.zeros(self.num_parameters, dtype=torch.float64)
         for slot in self._slots:
             out = flat[slot.offset : slot.offset + slot.numel]
             if slot.formed is not None:
                 add_weighted_rows(out, slot.formed, weights)
             for use in slot.held:
-                use.add_weighted_sum(out, weights)
+                use.add_weighted_sum(out, records)
         return flat
 
 
