@@ -22,6 +22,11 @@ from pft_ray.training.clipping.segments import (
     segment_sums,
     unit_slices,
 )
+from pft_ray.training.clipping.tiles import (
+    add_tiles,
+    tile_norms,
+    tiles_are_cheaper,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +41,8 @@ class _Slot:
     offset: int
     formed: torch.Tensor | None = None
     held: list[Held] = field(default_factory=list)
+    owned: bool = False
+    tile_norms: torch.Tensor | None = None
 
 
 class RecordGradients:
@@ -43,7 +50,7 @@ class RecordGradients:
 
     Gradients are formed ("instantiated") while they fit in the memory limit, because
     forming them replaces the weight gradient's own matrix product; else the two
-    factors are held and norms come from inner products.
+    factors are held, and norms come from inner products or from tiles.
 
     Args:
         names_and_sizes: (name, numel) of the parameters, in the flat order.
@@ -94,8 +101,11 @@ class RecordGradients:
                     "Freeze it.",
                 )
             self._form(slot, contribution.values)
+        elif slot.formed is not None and slot.owned:
+            contribution.add_to(slot.formed)
         elif slot.formed is not None or self._fits(slot, contribution):
             self._form(slot, _formed(contribution))
+            slot.owned = True
         else:
             slot.held.append(contribution)
 
@@ -108,6 +118,7 @@ class RecordGradients:
 
     def _form(self, slot: _Slot, values: torch.Tensor) -> None:
         values = values if values.element_size() >= 4 else values.float()
+        slot.owned = slot.formed is not None
         slot.formed = values if slot.formed is None else slot.formed + values
 
     @property
@@ -150,7 +161,7 @@ class RecordGradients:
             if slot.formed is not None:
                 total += squared_row_norms(slot.formed)
             if slot.held and units is None:
-                total += squared_norms(slot.held, slot.numel)
+                total += _held_norms(slot)
             elif slot.held and units is not None:
                 for number, rows in enumerate(units):
                     uses = [use.sequence(rows) for use in slot.held]
@@ -182,9 +193,19 @@ class RecordGradients:
             out = flat[slot.offset : slot.offset + slot.numel]
             if slot.formed is not None:
                 add_weighted_rows(out, slot.formed, weights)
+            if slot.tile_norms is not None:
+                add_tiles(out, slot.held, records, slot.tile_norms)
+                continue
             for use in slot.held:
                 use.add_weighted_sum(out, records)
         return flat
+
+
+def _held_norms(slot: _Slot) -> torch.Tensor:
+    if not tiles_are_cheaper(slot.held):
+        return squared_norms(slot.held, slot.numel)
+    slot.tile_norms = tile_norms(slot.held)
+    return slot.tile_norms.sum(1)
 
 
 def _formed(contribution: Held) -> torch.Tensor:
