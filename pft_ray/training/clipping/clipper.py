@@ -16,12 +16,9 @@ from pft_ray.accounting.events import check_positive
 from pft_ray.errors import ModelError
 from pft_ray.training.clipping.factors import clip_factors
 from pft_ray.training.clipping.gradients import RecordGradients
-from pft_ray.training.clipping.listing import check_trained
-from pft_ray.training.clipping.recorder import (
-    Recorder,
-    UnsupportedUseError,
-    run_backward,
-)
+from pft_ray.training.clipping.listing import UnsupportedUseError, check_trained
+from pft_ray.training.clipping.recorder import Recorder, run_backward
+from pft_ray.training.clipping.segments import check_segments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -74,34 +71,45 @@ class PerRecordClipper:
         losses_fn: Callable[[], torch.Tensor],
         num_records: int,
         clip_norm: float,
+        *,
+        segments: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the sum of the records' gradients, each scaled to norm <= C.
+        """Returns the sum of the units' gradients, each scaled to norm <= C.
+
+        A unit is one record, or all records with one number in ``segments``.
 
         Args:
             losses_fn: Runs the model and returns (B,) losses, one a record, each a
                 function of that record alone (never a mean over the batch).
             num_records: B; 0 gives zeros without running the model.
             clip_norm: C.
+            segments: (B,) int64, the unit of each record: nondecreasing, from 0 to
+                U - 1, each at least once. The gradients of a unit's records are summed
+                and the sum is clipped once. None makes every record its own unit.
 
         Returns:
-            The flat (P,) fp64 sum, and the (B,) fp64 norms before clipping (upper
-            bounds within rounding), NaN for records whose loss, norm or gradient is
-            not finite: these contribute exactly zero.
+            The flat (P,) fp64 sum, and the (U,) fp64 norms before clipping (upper
+            bounds within rounding). Records whose loss or gradient is not finite
+            contribute exactly zero; a unit without any other record, or whose sum is
+            not finite, contributes zero too and has the norm NaN.
 
         Raises:
             UnsupportedUseError: A parameter is used in a way that has no batched
                 per-record gradient, or a layer lost the record dimension.
             ModelError: The losses are not one a record, or do not depend on a
                 parameter.
+            ValueError: ``segments`` is not of that form.
 
         Guarantee:
-            Removing one record changes the sum by at most C in L2 norm: its
-            contribution is scaled by min(1, C/|g_i|) with a norm that is never below
+            Removing one unit changes the sum by at most C in L2 norm: its
+            contribution is scaled by min(1, C/|g_u|) with a norm that is never below
             the one of what is added, in the arithmetic really used. A record that is
             not finite is replaced by zeros before records meet in a matrix product.
         """
         check_positive(clip_norm, "clip_norm")
-        return self._weighted_sum(losses_fn, num_records, clip_norm)
+        if segments is not None:
+            check_segments(segments, num_records)
+        return self._weighted_sum(losses_fn, num_records, clip_norm, segments)
 
     def plain_sum(
         self, losses_fn: Callable[[], torch.Tensor], num_records: int
@@ -115,17 +123,20 @@ class PerRecordClipper:
         losses_fn: Callable[[], torch.Tensor],
         num_records: int,
         clip_norm: float | None,
+        segments: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if num_records == 0:
             return torch.zeros(self.num_parameters, dtype=torch.float64), torch.zeros(
                 0, dtype=torch.float64
             )
         gradients, finite = self._collect(losses_fn, num_records)
+        if segments is not None:
+            finite = gradients.merge(segments, finite)
         norms = gradients.squared_norms().sqrt()
         dropped = ~(finite & torch.isfinite(norms))
         gradients.drop(dropped)
         if clip_norm is None:
-            weights = torch.ones(num_records, dtype=torch.float64)
+            weights = torch.ones(len(norms), dtype=torch.float64)
         else:
             weights = clip_factors(norms, clip_norm, self.num_parameters)
         weights = weights.masked_fill(dropped, 0.0)

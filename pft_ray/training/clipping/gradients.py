@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pft_ray.errors import ModelError
 from pft_ray.training.clipping.contributions import (
     Contribution,
     Direct,
@@ -17,6 +16,17 @@ from pft_ray.training.clipping.contributions import (
     squared_row_norms,
 )
 from pft_ray.training.clipping.inner import squared_norms
+from pft_ray.training.clipping.listing import UnsupportedUseError
+from pft_ray.training.clipping.segments import (
+    finite_records,
+    segment_sums,
+    unit_slices,
+)
+from pft_ray.training.clipping.tiles import (
+    add_tiles,
+    tile_norms,
+    tiles_are_cheaper,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +41,8 @@ class _Slot:
     offset: int
     formed: torch.Tensor | None = None
     held: list[Held] = field(default_factory=list)
+    owned: bool = False
+    tile_norms: torch.Tensor | None = None
 
 
 class RecordGradients:
@@ -38,7 +50,7 @@ class RecordGradients:
 
     Gradients are formed ("instantiated") while they fit in the memory limit, because
     forming them replaces the weight gradient's own matrix product; else the two
-    factors are held and norms come from inner products.
+    factors are held, and norms come from inner products or from tiles.
 
     Args:
         names_and_sizes: (name, numel) of the parameters, in the flat order.
@@ -55,6 +67,8 @@ class RecordGradients:
         self._num_records = num_records
         self._free_bytes = limit_bytes
         self._slots: list[_Slot] = []
+        self._segments: torch.Tensor | None = None
+        self._units: list[slice] | None = None
         self.num_parameters = 0
         for name, numel in names_and_sizes:
             self._slots.append(_Slot(name, numel, self.num_parameters))
@@ -64,7 +78,8 @@ class RecordGradients:
         """Adds one use of parameter ``index``; called during the backward pass.
 
         Raises:
-            ModelError: The first dimension of the activation is not the records'.
+            UnsupportedUseError: The first dimension of the activation is not the
+                records', or a parameter is both held and formed.
         """
         slot = self._slots[index]
         first = (
@@ -73,7 +88,7 @@ class RecordGradients:
             else contribution.right
         )
         if first.shape[0] != self._num_records:
-            raise ModelError(
+            raise UnsupportedUseError(
                 f"The layer of parameter {slot.name!r} saw a first dimension of "
                 f"{first.shape[0]} for {self._num_records} records.",
                 "Its input must keep one row for every record (broadcast positions "
@@ -82,13 +97,16 @@ class RecordGradients:
             )
         if isinstance(contribution, Direct):
             if slot.held:
-                raise ModelError(
+                raise UnsupportedUseError(
                     f"Parameter {slot.name!r} is both a matrix and a scale.",
                     "Freeze it.",
                 )
             self._form(slot, contribution.values)
+        elif slot.formed is not None and slot.owned:
+            contribution.add_to(slot.formed)
         elif slot.formed is not None or self._fits(slot, contribution):
             self._form(slot, _formed(contribution))
+            slot.owned = True
         else:
             slot.held.append(contribution)
 
@@ -101,6 +119,7 @@ class RecordGradients:
 
     def _form(self, slot: _Slot, values: torch.Tensor) -> None:
         values = values if values.element_size() >= 4 else values.float()
+        slot.owned = slot.formed is not None
         slot.formed = values if slot.formed is None else slot.formed + values
 
     @property
@@ -108,39 +127,86 @@ class RecordGradients:
         """Names of parameters that got no contribution at all."""
         return [s.name for s in self._slots if s.formed is None and not s.held]
 
+    def merge(self, segments: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
+        """Makes the units of ``segments`` the rows that everything else is about.
+
+        Records that are not finite, by ``finite`` (B,) or by their gradients, are
+        replaced by zeros before the sums over units.
+
+        Returns:
+            (U,) bool: whether a unit has a finite record.
+        """
+        for slot in self._slots:
+            if slot.formed is not None:
+                sums = slot.formed.sum(1, dtype=torch.float64)
+                finite = finite & torch.isfinite(sums)
+            if slot.held:
+                finite = finite & finite_records(slot.held)
+        self.drop(~finite)
+        self._segments = segments
+        self._units = unit_slices(segments)
+        for slot in self._slots:
+            if slot.formed is not None:
+                slot.formed = segment_sums(slot.formed, self._units)
+        return torch.stack([finite[rows].any() for rows in self._units])
+
     def squared_norms(self) -> torch.Tensor:
-        """Returns (B,) fp64 upper bounds of the squared norms over all parameters."""
-        total = torch.zeros(self._num_records, dtype=torch.float64)
+        """Returns fp64 upper bounds of the squared norms over all parameters.
+
+        Shape (B,), or (U,) after :meth:`merge`.
+        """
+        units = self._units
+        num_rows = self._num_records if units is None else len(units)
+        total = torch.zeros(num_rows, dtype=torch.float64)
         for slot in self._slots:
             if slot.formed is not None:
                 total += squared_row_norms(slot.formed)
-            if slot.held:
-                total += squared_norms(slot.held, slot.numel)
+            if slot.held and units is None:
+                total += _held_norms(slot)
+            elif slot.held and units is not None:
+                for number, rows in enumerate(units):
+                    uses = [use.sequence(rows) for use in slot.held]
+                    total[number] += squared_norms(uses, slot.numel)[0]
         return total
 
     def drop(self, dropped: torch.Tensor) -> None:
-        """Replaces all that the ``dropped`` (B,) records contributed by zero."""
+        """Replaces all that the ``dropped`` records contributed by zero.
+
+        ``dropped`` is (B,) bool, or (U,) for whole units after :meth:`merge`.
+        """
         if not bool(dropped.any()):
             return
+        records = dropped if self._segments is None else dropped[self._segments]
         for slot in self._slots:
             if slot.formed is not None:
                 slot.formed = slot.formed.masked_fill(dropped[:, None], 0)
-            slot.held = [use.without(dropped) for use in slot.held]
+            slot.held = [use.without(records) for use in slot.held]
 
     def weighted_sum(self, weights: torch.Tensor) -> torch.Tensor:
-        """Returns sum_i weights_i g_i over all records, flat (P,) fp64.
+        """Returns sum_i weights_i g_i over all records or units, flat (P,) fp64.
 
         Args:
-            weights: (B,) fp64.
+            weights: (B,) fp64, or (U,) after :meth:`merge`.
         """
+        records = weights if self._segments is None else weights[self._segments]
         flat = torch.zeros(self.num_parameters, dtype=torch.float64)
         for slot in self._slots:
             out = flat[slot.offset : slot.offset + slot.numel]
             if slot.formed is not None:
                 add_weighted_rows(out, slot.formed, weights)
+            if slot.tile_norms is not None:
+                add_tiles(out, slot.held, records, slot.tile_norms)
+                continue
             for use in slot.held:
-                use.add_weighted_sum(out, weights)
+                use.add_weighted_sum(out, records)
         return flat
+
+
+def _held_norms(slot: _Slot) -> torch.Tensor:
+    if not tiles_are_cheaper(slot.held):
+        return squared_norms(slot.held, slot.numel)
+    slot.tile_norms = tile_norms(slot.held)
+    return slot.tile_norms.sum(1)
 
 
 def _formed(contribution: Held) -> torch.Tensor:

@@ -31,8 +31,9 @@ _UNIT_ROUNDOFF = 2.0**-53
 def squared_norms(uses: Sequence[Held], numel: int) -> torch.Tensor:
     """Returns upper bounds of |sum over uses of G_i|^2 for every record i, (B,) fp64.
 
-    Takes the cheaper of two ways: inner products between positions, or forming the
-    gradients of a few records at a time in fp64.
+    Takes the cheapest of three ways: inner products between positions, forming the
+    gradients of a few records at a time in fp64, or, if all uses are lookups, summing
+    the rows that were looked up.
 
     Args:
         uses: The uses of one parameter, all with the same B.
@@ -47,7 +48,10 @@ def squared_norms(uses: Sequence[Held], numel: int) -> torch.Tensor:
     num_records = uses[0].right.shape[0]
     num_tokens = sum(use.num_tokens for use in uses)
     sides = max(_sides(use) for use in uses)
-    if num_tokens * sides < numel or any(isinstance(use, Lookup) for use in uses):
+    lookups = [use for use in uses if isinstance(use, Lookup)]
+    if len(lookups) == len(uses):
+        exact = _by_rows(lookups)
+    elif num_tokens * sides < numel or lookups:
         exact = _by_inner_products(uses)
     else:
         exact = _by_forming(uses, numel)
@@ -80,6 +84,22 @@ def _by_inner_products(uses: Sequence[Held]) -> torch.Tensor:
             factor = 1.0 if second is first else 2.0
             total += factor * _inner(first, second)
     return total
+
+
+def _by_rows(uses: Sequence[Lookup]) -> torch.Tensor:
+    """Sums what meets in the same row of the same record, then squares."""
+    num_records, num_rows = uses[0].right.shape[0], uses[0].num_rows
+    first = num_rows * torch.arange(num_records)[:, None]
+    keys = torch.cat([(use.ids + first).flatten() for use in uses])
+    found, places = keys.unique(return_inverse=True)
+    rows = torch.zeros(len(found), uses[0].right.shape[2], dtype=torch.float64)
+    start = 0
+    for use in uses:
+        stop = start + use.ids.numel()
+        rows.index_add_(0, places[start:stop], use.right.double().flatten(0, 1))
+        start = stop
+    total = torch.zeros(num_records, dtype=torch.float64)
+    return total.index_add_(0, found // num_rows, rows.square().sum(1))
 
 
 def _by_forming(uses: Sequence[Held], numel: int) -> torch.Tensor:

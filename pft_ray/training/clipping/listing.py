@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+class UnsupportedUseError(ModelError):
+    """A trained parameter is used in a way that batched clipping does not know."""
+
+
 def check_trained(
     module: nn.Module, named_parameters: Sequence[tuple[str, nn.Parameter]]
 ) -> None:

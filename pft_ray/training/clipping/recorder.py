@@ -17,8 +17,9 @@ import torch
 from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 
-from pft_ray.errors import ModelError
+from pft_ray.training.clipping.contributions import Direct
 from pft_ray.training.clipping.derived import Derived, derive
+from pft_ray.training.clipping.listing import UnsupportedUseError
 from pft_ray.training.clipping.uses import FLAT_SAFE, RESHAPES, USES
 
 if TYPE_CHECKING:
@@ -27,10 +28,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pft_ray.training.clipping.contributions import Contribution
-
-
-class UnsupportedUseError(ModelError):
-    """A trained parameter is used in a way that batched clipping does not know."""
 
 
 class Recorder(TorchFunctionMode):
@@ -157,11 +154,11 @@ class Recorder(TorchFunctionMode):
 
     def add(self, parameter: torch.Tensor, contribution: Contribution) -> None:
         """Takes one use of a trained tensor during the backward pass."""
-        made = self._derived.get(id(parameter))
-        if made is None:
-            self._add(parameter, contribution)
-            return
+        made = self._derived.get(id(parameter)) or Derived.of_root(parameter)
         for root, mapped in made.pull_back(contribution):
+            if isinstance(mapped, Direct):  # of a norm that computes in less
+                wider = torch.promote_types(mapped.values.dtype, root.dtype)
+                mapped = Direct(mapped.values.to(wider))
             self._add(root, mapped)
 
     # -- how tensors came about ---------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 from pft_ray.errors import ModelError
 from pft_ray.telemetry import get_logger
 from pft_ray.training.clipping.clipper import PerRecordClipper
-from pft_ray.training.clipping.recorder import UnsupportedUseError
+from pft_ray.training.clipping.listing import UnsupportedUseError
 from pft_ray.training.clipping.single import OneUnitClipper
 
 if TYPE_CHECKING:
