@@ -79,6 +79,7 @@ ONE_BY_ONE = {
     "DebertaV2": _COMMON | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
     "MPNet": _COMMON,
     "Mixtral": _COMMON | _GROUPED | {"num_local_experts": 4},
+    "Mamba": {"vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 2},
     "SqueezeBert": _COMMON | {"embedding_size": 16},
 }
 EAGER_ONLY = {
@@ -95,7 +96,7 @@ SETTINGS = DECODERS | ENCODERS | ONE_BY_ONE
 
 
 def is_decoder(name):
-    return name in DECODERS or name == "Mixtral"
+    return name in DECODERS or name in ("Mixtral", "Mamba")
 
 
 def build(name, *, attention="sdpa", dtype=torch.float64, **changes):

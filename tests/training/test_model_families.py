@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -14,6 +16,7 @@ from tests.training.families import (
     ENCODERS,
     ONE_BY_ONE,
     build,
+    is_decoder,
     losses,
     records,
     used,
@@ -177,3 +180,45 @@ def test_what_has_no_batched_gradient_runs_one_by_one(name):
         assert float(one.norm()) <= 0.5
         total += one
     assert relative_error(total, naive_sum(gradients, 0.5)) < 1e-5
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    name=st.sampled_from(["Llama", "Qwen2", "Gemma", "GPT2", "OPT", "Bert", "Roberta"]),
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    layers=st.integers(1, 2),
+    heads=st.sampled_from([1, 2, 4]),
+    held=st.booleans(),
+    clip=st.floats(0.01, 100.0),
+)
+def test_any_shape_is_exact(name, lengths, layers, heads, held, clip):
+    """Drawn configurations, lengths, paddings and batch sizes."""
+    changes = {"num_hidden_layers": layers, "num_attention_heads": heads}
+    if name == "GPT2":
+        changes = {"n_layer": layers, "n_head": heads}
+    if name in ("Llama", "Qwen2", "Gemma"):
+        changes["num_key_value_heads"] = 1
+    model = build(name, **changes)
+    width = max(lengths)
+    ids, _ = records(max(2, len(lengths)), width)
+    ids = ids[: len(lengths)]
+    mask = (torch.arange(width)[None] < torch.tensor(lengths)[:, None]).long()
+    ids = torch.where(mask.bool(), ids, 0)
+    full = build(name, **changes)
+    trained = {n for n, _ in everything(name, full)}
+    for parameter_name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter_name in trained)
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    if is_decoder(name) and width == 1:
+        return  # nothing to predict
+    gradients = gradients_of(name, model, named, ids, mask)
+    clipper = PerRecordClipper(model, named, limit_bytes=0 if held else 1 << 30)
+    found, norms = clipper.clipped_sum(
+        lambda: losses(model, name, ids, mask), len(lengths), clip
+    )
+    expected = naive_sum(gradients, clip).nan_to_num()
+    scale = max(float(expected.norm()), 1e-6)
+    assert float((found - expected).norm()) < TOLERANCE * scale
+    assert float((norms - gradients.norm(dim=1)).abs().max()) < TOLERANCE * max(
+        1.0, float(norms.max())
+    )
