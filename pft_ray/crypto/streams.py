@@ -8,6 +8,8 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
 BLOCK_BYTES = 16
@@ -44,3 +46,21 @@ def aes_keystream(key: bytes, num_words: int) -> NDArray[np.uint64]:
     encryptor = Cipher(algorithms.AES256(key), modes.CTR(bytes(BLOCK_BYTES)))
     stream = encryptor.encryptor().update(bytes(8 * num_words))
     return np.frombuffer(stream, dtype="<u8")
+
+
+def aes_keystream_chunks(
+    key: bytes, num_words: int, chunk_words: int
+) -> Iterator[NDArray[np.uint64]]:
+    """Yields the words of :func:`aes_keystream` in pieces that stay in the cache.
+
+    Every piece is a view of one buffer that the next piece overwrites.
+    """
+    encryptor = Cipher(algorithms.AES256(key), modes.CTR(bytes(BLOCK_BYTES)))
+    stream = encryptor.encryptor()
+    zeros = bytes(8 * chunk_words)
+    buffer = bytearray(8 * chunk_words + BLOCK_BYTES)
+    words = np.frombuffer(buffer, dtype="<u8", count=chunk_words)
+    for start in range(0, num_words, chunk_words):
+        count = min(chunk_words, num_words - start)
+        stream.update_into(memoryview(zeros)[: 8 * count], buffer)
+        yield words[:count]

@@ -100,7 +100,7 @@ class PrivateOptimizer:
             self._groups,
             lr=spec.learning_rate,
             weight_decay=spec.weight_decay,
-            foreach=False,
+            fused=True,
         )
 
     def apply(self, grad: PrivateGrad) -> None:

@@ -96,10 +96,12 @@ def privatise(
         every coordinate. Only the sum over all ranks carries the whole noise; a
         single share is for the collective alone.
     """
-    total = clipped.vector.detach().to(torch.float64).numpy()
+    total = clipped.vector.detach().numpy()
     size = total.shape[0]
     for (_, numerator), key in zip(keys.shares, keys.noise_keys, strict=True):
-        total = total + mechanism.share(key, size, clipped.clip_norm, numerator)
+        noise = mechanism.share(key, size, clipped.clip_norm, numerator)
+        noise += total  # the share's own memory: nothing else is copied
+        total = noise
     vector = torch.from_numpy(total.astype(np.float32))
     return NoisyShare(vector, phase=phase, clip_norm=clipped.clip_norm)
 

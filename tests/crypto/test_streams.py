@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pft_ray.crypto import aes_blocks, aes_keystream
+from pft_ray.crypto import aes_blocks, aes_keystream, aes_keystream_chunks
 
 # NIST SP 800-38A, appendix F.1.5: ECB-AES256.Encrypt.
 KEY = bytes.fromhex("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4")
@@ -116,3 +116,12 @@ def test_streams_look_uniform():
     for key in (KEY, bytes(32)):
         bits = np.unpackbits(aes_keystream(key, 1 << 14).view(np.uint8))
         assert abs(bits.mean() - 0.5) < 5 * 0.5 / np.sqrt(bits.size)
+
+
+@pytest.mark.parametrize("num_words", [0, 1, 6, 7, 20])
+def test_chunks_are_the_stream(num_words):
+    """Chunks of six words are whole cipher blocks, the last may be shorter."""
+    key = bytes(range(32))
+    parts = [part.copy() for part in aes_keystream_chunks(key, num_words, 6)]
+    joined = np.concatenate([np.zeros(0, dtype=np.uint64), *parts])
+    assert (joined == aes_keystream(key, num_words)).all()

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.special import ndtri
 
 from pft_ray.crypto import aes_keystream
 from pft_ray.errors import PlanError
@@ -25,6 +24,12 @@ from pft_ray.mechanisms import (
 )
 
 KEY = bytes(range(32))
+FIRST = [
+    -0.590719546832726,
+    0.24567313024067397,
+    -0.08706486965265486,
+    0.458136341759497,
+]
 
 
 @given(
@@ -69,40 +74,77 @@ def test_deviations_that_are_refused(arguments):
         share_std(*arguments)
 
 
-@pytest.mark.parametrize("word", [0, 1, 2, 2**63, 2**64 - 1, 2**64 - 2])
-def test_extreme_words_give_finite_normals(monkeypatch, word):
-    def stream(_key, size):
-        return np.full(size, word, dtype=np.uint64)
+def stream_of(monkeypatch, *pairs):
+    """Makes the stream these (radius, angle) words; returns the normals (n, 2)."""
+    words = np.array(pairs, dtype=np.uint64).ravel()
 
-    monkeypatch.setattr(gaussian, "aes_keystream", stream)
-    draws = secure_normals(KEY, 3)
+    def chunks(_key, size, _chunk):
+        yield words[:size]
+
+    monkeypatch.setattr(gaussian, "aes_keystream_chunks", chunks)
+    return secure_normals(KEY, words.size).reshape(-1, 2)
+
+
+TOP = 2**64 - 1
+
+
+@pytest.mark.parametrize("radius", [0, 1, 2**63, TOP - 1, TOP])
+@pytest.mark.parametrize("angle", [0, 1, 2, 4, 7, 2**63, TOP - 1, TOP])
+def test_extreme_words_give_finite_normals(monkeypatch, radius, angle):
+    draws = stream_of(monkeypatch, (radius, angle))
     assert np.isfinite(draws).all()
-    assert (np.abs(draws) <= 9.16).all()
-    assert (np.sign(draws) == (1 if word % 2 else -1)).all() or draws[0] == 0
+    assert (np.abs(draws) <= 9.4926).all()
+
+
+def test_the_tails_reach_where_they_should(monkeypatch):
+    """-log(2**-65) = 65 log 2 is the largest squared radius over two."""
+    draws = stream_of(monkeypatch, (0, 0), (0, 1), (0, 4), (0, 6))
+    largest = math.sqrt(130 * math.log(2))
+    assert draws[:, 0] == pytest.approx([largest, -largest, 0, 0], abs=1e-15 * 20)
+    assert draws[2:, 1] == pytest.approx([largest, largest], rel=1e-15)
 
 
 def test_both_tails_are_alike(monkeypatch):
-    words = np.array([0, 1, 10, 11, 2**40, 2**40 + 1], dtype=np.uint64)
-    monkeypatch.setattr(gaussian, "aes_keystream", lambda _key, _size: words)
-    draws = secure_normals(KEY, words.size)
-    assert (draws[::2] == -draws[1::2]).all()
-    assert draws[0] == pytest.approx(-9.155, abs=1e-3)
+    """The low bits of the angle's word are signs: flipping them mirrors the pair."""
+    rng = np.random.default_rng(0)
+    radius = rng.integers(0, 2**64, 200, dtype=np.uint64)
+    angle = rng.integers(0, 2**64, 200, dtype=np.uint64) & np.uint64(TOP - 7)
+    draws = {
+        bits: stream_of(monkeypatch, *zip(radius, angle + np.uint64(bits), strict=True))
+        for bits in range(8)
+    }
+    assert (draws[0] > 0).all()
+    for bits, signs in ((1, (-1, 1)), (2, (1, -1)), (3, (-1, -1))):
+        assert (draws[bits] == draws[0] * signs).all()
+        assert (draws[bits + 4] == draws[bits][:, ::-1]).all()
 
 
-def test_against_a_reference_of_one_word_at_a_time():
-    words = [int(word) for word in aes_keystream(KEY, 200)]
+def test_against_a_reference_of_one_pair_at_a_time():
+    words = [int(word) for word in aes_keystream(KEY, 400)]
     expected = []
-    for word in words:
-        cell = (Fraction(word >> 1) + Fraction(1, 2)) / 2**64
-        half = float(ndtri(float(cell)))
-        expected.append(-half if word & 1 else half)
-    assert secure_normals(KEY, 200) == pytest.approx(expected, rel=1e-12, abs=1e-12)
+    for radius_word, angle_word in zip(words[::2], words[1::2], strict=True):
+        uniform = (Fraction(radius_word) + Fraction(1, 2)) / 2**64
+        below = float(1 - uniform)
+        log = math.log1p(-below) if below < 0.5 else math.log(float(uniform))
+        radius = math.sqrt(-2 * log)
+        place = float((Fraction(angle_word >> 3) + Fraction(1, 2)) / 2**61)
+        pair = [radius * math.cos(place * math.pi / 4)]
+        pair.append(radius * math.sin(place * math.pi / 4))
+        pair = [-z if angle_word >> i & 1 else z for i, z in enumerate(pair)]
+        expected += pair[::-1] if angle_word & 4 else pair
+    assert secure_normals(KEY, 400) == pytest.approx(expected, rel=1e-12, abs=1e-15)
 
 
-def test_chunks_do_not_show(monkeypatch):
+def test_the_first_normals_of_a_key():
+    """Fixed values: a change of the mapping must be made on purpose."""
+    assert secure_normals(KEY, 4) == pytest.approx(FIRST, rel=1e-12)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 63, 64, 65, 999, 1000])
+def test_chunks_do_not_show(monkeypatch, size):
     whole = secure_normals(KEY, 1000)
     monkeypatch.setattr(gaussian, "_CHUNK", 64)
-    assert (secure_normals(KEY, 1000) == whole).all()
+    assert (secure_normals(KEY, size) == whole[:size]).all()
 
 
 def test_a_share_is_its_normals_times_its_deviation():
