@@ -26,6 +26,7 @@ from pft_ray.errors import PlanError
 
 PLAN_VERSION = 1
 Unit = Literal["record", "user"]
+Clipping = Literal["flat", "automatic", "per_layer"]
 LookKind = Literal["classification", "causal_lm"]
 RelationDomain = Literal["raw", "prepared"]
 
@@ -76,15 +77,18 @@ class Phase:
     """A stretch of steps with one trainable set and one clip norm.
 
     ``trainable`` names the parameter set: ``head``, ``adapter``, ``all`` or a sum
-    of them such as ``adapter+head``.
+    of them such as ``adapter+head``. ``clipping`` says how a unit's contribution is
+    bounded to C: as a whole, normalised, or layer by layer; the event is the same.
     """
 
     name: str
     num_steps: int
     trainable: str
     clip_norm: float
+    clipping: Clipping = "flat"
 
     def __post_init__(self) -> None:
+        _check_word(self.clipping, Clipping, f"clipping of phase {self.name!r}")
         store(
             self,
             num_steps=check_count(self.num_steps, f"num_steps of phase {self.name!r}"),
@@ -270,6 +274,9 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Returns the plan as JSON, with its version."""
         data = asdict(self)
+        for phase in data["phases"]:
+            if phase["clipping"] == "flat":  # plans keep the digest they had
+                del phase["clipping"]
         data["version"] = PLAN_VERSION
         return json.loads(canonical_json(data))  # type: ignore[no-any-return]
 

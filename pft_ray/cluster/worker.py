@@ -155,7 +155,7 @@ class Worker:
         for phase in self.job.training.phases:
             optimizer = optimizer_spec(self.job.training, phase)
             try:
-                work.start_phase(phase.trainable, optimizer)
+                work.start_phase(phase.trainable, optimizer, phase.clipping)
                 if work.slow_reason:
                     self.slow_phases[phase.name] = work.slow_reason
             except IndexError:
@@ -189,7 +189,8 @@ class Worker:
     def enter_phase(self, index: int) -> None:
         """Sets the trainable parameters and the optimiser of a phase."""
         phase = self.job.training.phases[index]
-        self.work.start_phase(phase.trainable, optimizer_spec(self.job.training, phase))
+        optimizer = optimizer_spec(self.job.training, phase)
+        self.work.start_phase(phase.trainable, optimizer, phase.clipping)
 
     def _loop(self) -> TrainingLoop:
         step = PrivateStep(

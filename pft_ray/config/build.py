@@ -61,6 +61,9 @@ def job_digest(job: JobSpec) -> str:
     data = job.model_dump(mode="json", include=_PUBLIC_SECTIONS)
     for section, name in _HOW_NOT_WHAT:
         del data[section][name]
+    for phase in data["training"]["phases"]:
+        if phase.get("clipping") == "flat":
+            del phase["clipping"]
     lora = data["model"]["lora"] or {}
     for name, absent in _ADDED_LATER.items():
         if lora.get(name) == absent:
@@ -113,7 +116,8 @@ def build_plan(job: JobSpec) -> tuple[Plan, float]:
     size = job.data.num_train
     sample_rate = training.sample_rate or (training.batch_size or size) / size
     phases = tuple(
-        Phase(p.name, p.steps, p.trainable, p.clip_norm) for p in training.phases
+        Phase(p.name, p.steps, p.trainable, p.clip_norm, p.clipping)
+        for p in training.phases
     )
     num_steps = sum(phase.num_steps for phase in phases)
     interval = training.checkpoint_interval or default_interval(num_steps)

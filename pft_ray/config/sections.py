@@ -183,6 +183,9 @@ class PhaseSection(Section):
         "head", "adapter", "adapter+head", "biases", "biases+head", "all"
     ] = Field(description="What is trained.")
     clip_norm: Positive = Field(description="Largest contribution of a record, C.")
+    clipping: Literal["flat", "automatic", "per_layer"] = Field(
+        "flat", description="As a whole, normalised, or layer by layer."
+    )
     learning_rate: Positive = Field(description="Peak rate.")
     head_learning_rate: Positive | None = Field(
         None, description="Peak rate of the head; default: learning_rate."

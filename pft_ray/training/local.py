@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pft_ray.accounting.plan import Clipping
     from pft_ray.data.tokens import TokenTable
     from pft_ray.training.clipping import PerRecordClipper
     from pft_ray.training.models import TrainedModel
@@ -93,7 +94,9 @@ class LocalWork:
         """What of the frozen part is kept in this phase: none, hidden or features."""
         return self._cache.level
 
-    def start_phase(self, trainable: str, optimizer: OptimizerSpec) -> None:
+    def start_phase(
+        self, trainable: str, optimizer: OptimizerSpec, clipping: Clipping = "flat"
+    ) -> None:
         """Fixes what is trained and starts a fresh optimiser.
 
         Made-up records are tried first, so that a model whose contributions cannot be
@@ -103,12 +106,13 @@ class LocalWork:
         Args:
             trainable: ``head``, ``adapter``, ``adapter+head`` or ``all``.
             optimizer: The phase's optimiser.
+            clipping: How a unit's gradient is bounded.
 
         Raises:
             ModelError: The model cannot be trained with a bounded contribution.
         """
         named = self._model.set_trainable(trainable)
-        self._clipper, self.slow_reason = self._choose_clipper(named)
+        self._clipper, self.slow_reason = self._choose_clipper(named, clipping)
         self.micro_batch = self._fit_micro_batch()
         self._optimizer = PrivateOptimizer(named, optimizer)
         self._trainable = trainable
@@ -283,7 +287,7 @@ class LocalWork:
         )
 
     def _choose_clipper(
-        self, named: list[tuple[str, torch.nn.Parameter]]
+        self, named: list[tuple[str, torch.nn.Parameter]], clipping: Clipping
     ) -> tuple[_Clipper, str]:
         """Tries made-up records, as many as cannot be taken for positions."""
         num_records = 2 if self._table.max_length != 2 else 3
@@ -292,7 +296,9 @@ class LocalWork:
         def losses_of(rows: slice) -> torch.Tensor:
             return self._model.losses(made_up.at(rows))
 
-        return choose_clipper(self._model.module, named, losses_of, num_records)
+        return choose_clipper(
+            self._model.module, named, losses_of, num_records, clipping
+        )
 
     def _load_parameters(self, tensors: dict[str, torch.Tensor]) -> None:
         stored = {

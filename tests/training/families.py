@@ -90,6 +90,7 @@ EAGER_ONLY = {
     "Deberta",
     "DebertaV2",
     "MPNet",
+    "Mamba",
     "SqueezeBert",
 }
 SETTINGS = DECODERS | ENCODERS | ONE_BY_ONE

@@ -67,9 +67,9 @@ def total_of(factors, clip_norm, limit_bytes):
     gradients.add(0, outer)
     gradients.add(0, lookup)
     gradients.add(1, direct)
-    norms = gradients.squared_norms().sqrt()
+    (norms,) = gradients.squared_norms().sqrt()
     weights = clip_factors(norms, clip_norm, gradients.num_parameters)
-    return gradients.weighted_sum(weights), norms
+    return gradients.weighted_sum(weights[None]), norms
 
 
 @pytest.mark.parametrize("limit_bytes", [1 << 30, 0], ids=["formed", "tiled"])

@@ -14,9 +14,9 @@ import torch
 
 from pft_ray.accounting.events import check_positive
 from pft_ray.errors import ModelError
-from pft_ray.training.clipping.factors import clip_factors
 from pft_ray.training.clipping.gradients import RecordGradients
 from pft_ray.training.clipping.listing import UnsupportedUseError, check_trained
+from pft_ray.training.clipping.modes import factors_of, groups_of
 from pft_ray.training.clipping.recorder import Recorder, run_backward
 from pft_ray.training.clipping.segments import check_segments
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from pft_ray.accounting.plan import Clipping
     from pft_ray.training.clipping.contributions import Contribution
 
 DEFAULT_LIMIT_BYTES = 512 << 20
@@ -42,6 +43,7 @@ class PerRecordClipper:
         named_parameters: What is trained, in the order of the flat vector.
         limit_bytes: Memory for per-record gradients that are formed; beyond it norms
             come from inner products.
+        mode: ``flat``, ``automatic`` or ``per_layer`` (:mod:`.modes`).
 
     Raises:
         ModelError: A parameter is frozen or not the model's, a trainable one is not
@@ -54,12 +56,18 @@ class PerRecordClipper:
         named_parameters: Sequence[tuple[str, nn.Parameter]],
         *,
         limit_bytes: int = DEFAULT_LIMIT_BYTES,
+        mode: Clipping = "flat",
     ) -> None:
         self._parameters = list(named_parameters)
         self._index = {id(p): i for i, (_, p) in enumerate(self._parameters)}
         check_trained(module, self._parameters)
         self._module = module
         self._limit_bytes = limit_bytes
+        self._mode = mode
+        self._groups = groups_of([name for name, _ in self._parameters], mode)
+        self._sizes = [0] * (max(self._groups, default=0) + 1)
+        for group, (_, parameter) in zip(self._groups, self._parameters, strict=True):
+            self._sizes[group] += parameter.numel()
 
     @property
     def num_parameters(self) -> int:
@@ -132,13 +140,14 @@ class PerRecordClipper:
         gradients, finite = self._collect(losses_fn, num_records)
         if segments is not None:
             finite = gradients.merge(segments, finite)
-        norms = gradients.squared_norms().sqrt()
+        squared = gradients.squared_norms()
+        norms = squared.sum(0).sqrt()
         dropped = ~(finite & torch.isfinite(norms))
         gradients.drop(dropped)
         if clip_norm is None:
-            weights = torch.ones(len(norms), dtype=torch.float64)
+            weights = torch.ones_like(squared)
         else:
-            weights = clip_factors(norms, clip_norm, self.num_parameters)
+            weights = factors_of(squared.sqrt(), clip_norm, self._sizes, self._mode)
         weights = weights.masked_fill(dropped, 0.0)
         return gradients.weighted_sum(weights), norms.masked_fill(dropped, torch.nan)
 
@@ -147,7 +156,7 @@ class PerRecordClipper:
     ) -> tuple[RecordGradients, torch.Tensor]:
         """Runs forward and backward; returns gradients and finite losses."""
         sizes = [(name, parameter.numel()) for name, parameter in self._parameters]
-        gradients = RecordGradients(sizes, num_records, self._limit_bytes)
+        gradients = RecordGradients(sizes, num_records, self._limit_bytes, self._groups)
 
         def add(parameter: torch.Tensor, contribution: Contribution) -> None:
             gradients.add(self._index[id(parameter)], contribution)

@@ -27,8 +27,18 @@ def clip_factors(
         c_i times a vector whose fp64 norm is norm_i has norm at most C, computed or
         exact (Abadi et al. 2016, with the rounding of the arithmetic included).
     """
+    return largest_factors(norms, clip_norm, num_parameters).clamp(max=1.0)
+
+
+def largest_factors(
+    norms: torch.Tensor, clip_norm: float, num_parameters: int
+) -> torch.Tensor:
+    """Returns C / (norm_i * (1 + slack)), 0 where norm_i is not finite: also above 1.
+
+    The arguments and the slack are those of :func:`clip_factors`; so is the bound.
+    """
     slack = (num_parameters + 64) * _UNIT_ROUNDOFF
     tiny = torch.finfo(torch.float64).tiny
-    factors = (clip_norm / (norms * (1 + slack) + tiny)).clamp(max=1.0)
+    factors = clip_norm / (norms * (1 + slack) + tiny)
     usable = torch.isfinite(norms) & (factors >= tiny)  # below it rounding is coarse
     return torch.where(usable, factors, 0.0)

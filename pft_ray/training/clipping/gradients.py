@@ -39,6 +39,7 @@ class _Slot:
     name: str
     numel: int
     offset: int
+    group: int = 0
     formed: torch.Tensor | None = None
     held: list[Held] = field(default_factory=list)
     owned: bool = False
@@ -56,6 +57,7 @@ class RecordGradients:
         names_and_sizes: (name, numel) of the parameters, in the flat order.
         num_records: B.
         limit_bytes: Memory that formed per-record gradients may take.
+        groups: Group of each parameter, 0 to K - 1; None for one group.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class RecordGradients:
         names_and_sizes: Sequence[tuple[str, int]],
         num_records: int,
         limit_bytes: int,
+        groups: Sequence[int] | None = None,
     ) -> None:
         self._num_records = num_records
         self._free_bytes = limit_bytes
@@ -70,9 +73,11 @@ class RecordGradients:
         self._segments: torch.Tensor | None = None
         self._units: list[slice] | None = None
         self.num_parameters = 0
-        for name, numel in names_and_sizes:
-            self._slots.append(_Slot(name, numel, self.num_parameters))
+        groups = groups or [0] * len(names_and_sizes)
+        for (name, numel), group in zip(names_and_sizes, groups, strict=True):
+            self._slots.append(_Slot(name, numel, self.num_parameters, group))
             self.num_parameters += numel
+        self._num_groups = max(groups, default=0) + 1
 
     def add(self, index: int, contribution: Contribution) -> None:
         """Adds one use of parameter ``index``; called during the backward pass.
@@ -151,14 +156,15 @@ class RecordGradients:
         return torch.stack([finite[rows].any() for rows in self._units])
 
     def squared_norms(self) -> torch.Tensor:
-        """Returns fp64 upper bounds of the squared norms over all parameters.
+        """Returns fp64 upper bounds of the squared norms over each group.
 
-        Shape (B,), or (U,) after :meth:`merge`.
+        Shape (K, B), or (K, U) after :meth:`merge`.
         """
         units = self._units
         num_rows = self._num_records if units is None else len(units)
-        total = torch.zeros(num_rows, dtype=torch.float64)
+        totals = torch.zeros(self._num_groups, num_rows, dtype=torch.float64)
         for slot in self._slots:
+            total = totals[slot.group]
             if slot.formed is not None:
                 total += squared_row_norms(slot.formed)
             if slot.held and units is None:
@@ -167,7 +173,7 @@ class RecordGradients:
                 for number, rows in enumerate(units):
                     uses = [use.sequence(rows) for use in slot.held]
                     total[number] += squared_norms(uses, slot.numel)[0]
-        return total
+        return totals
 
     def drop(self, dropped: torch.Tensor) -> None:
         """Replaces all that the ``dropped`` records contributed by zero.
@@ -186,14 +192,15 @@ class RecordGradients:
         """Returns sum_i weights_i g_i over all records or units, flat (P,) fp64.
 
         Args:
-            weights: (B,) fp64, or (U,) after :meth:`merge`.
+            weights: (K, B) fp64, or (K, U) after :meth:`merge`, by group.
         """
-        records = weights if self._segments is None else weights[self._segments]
         flat = torch.zeros(self.num_parameters, dtype=torch.float64)
         for slot in self._slots:
             out = flat[slot.offset : slot.offset + slot.numel]
+            units = weights[slot.group]
+            records = units if self._segments is None else units[self._segments]
             if slot.formed is not None:
-                add_weighted_rows(out, slot.formed, weights)
+                add_weighted_rows(out, slot.formed, units)
             if slot.tile_norms is not None:
                 add_tiles(out, slot.held, records, slot.tile_norms)
                 continue

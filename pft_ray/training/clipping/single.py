@@ -8,13 +8,15 @@ import torch
 
 from pft_ray.accounting.events import check_positive
 from pft_ray.errors import ModelError
-from pft_ray.training.clipping.factors import clip_factors
 from pft_ray.training.clipping.listing import check_trained
+from pft_ray.training.clipping.modes import factors_of, groups_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch import nn
+
+    from pft_ray.accounting.plan import Clipping
 
 
 class OneUnitClipper:
@@ -26,6 +28,7 @@ class OneUnitClipper:
     Args:
         module: The model.
         named_parameters: What is trained, in the order of the flat vector.
+        mode: ``flat``, ``automatic`` or ``per_layer`` (:mod:`.modes`).
 
     Raises:
         ModelError: A parameter is frozen or not the model's, a trainable one is not
@@ -33,10 +36,20 @@ class OneUnitClipper:
     """
 
     def __init__(
-        self, module: nn.Module, named_parameters: Sequence[tuple[str, nn.Parameter]]
+        self,
+        module: nn.Module,
+        named_parameters: Sequence[tuple[str, nn.Parameter]],
+        *,
+        mode: Clipping = "flat",
     ) -> None:
         check_trained(module, named_parameters)
         self._parameters = list(named_parameters)
+        self._mode = mode
+        groups = groups_of([name for name, _ in self._parameters], mode)
+        numels = [p.numel() for _, p in self._parameters]
+        self._group_of = torch.repeat_interleave(
+            torch.tensor(groups), torch.tensor(numels)
+        )
 
     @property
     def num_parameters(self) -> int:
@@ -69,10 +82,15 @@ class OneUnitClipper:
         check_positive(clip_norm, "clip_norm")
         _check_one(num_records, segments)
         total, norms = self.plain_sum(losses_fn, num_records, segments=segments)
-        factors = clip_factors(norms, clip_norm, self.num_parameters)
-        if num_records:
-            total = total * factors[0]
-        return total, norms
+        if num_records == 0 or not bool(torch.isfinite(norms[0])):
+            return total, norms
+        sizes = torch.bincount(self._group_of)
+        squared = torch.zeros(len(sizes), dtype=torch.float64)
+        squared.index_add_(0, self._group_of, total.square())
+        factors = factors_of(
+            squared.sqrt()[:, None], clip_norm, sizes.tolist(), self._mode
+        )
+        return total * factors[self._group_of, 0], norms
 
     def plain_sum(
         self,

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from pft_ray.accounting.plan import Clipping
+
     Losses = Callable[[slice], torch.Tensor]
 
 _TOLERANCE = 1e-3
@@ -30,6 +32,7 @@ def choose_clipper(
     named_parameters: Sequence[tuple[str, nn.Parameter]],
     losses_of: Losses,
     num_records: int,
+    mode: Clipping = "flat",
 ) -> tuple[PerRecordClipper | OneUnitClipper, str]:
     """Returns a clipper that is right for the model, and why it is a slow one.
 
@@ -41,6 +44,7 @@ def choose_clipper(
         named_parameters: What is trained, in the order of the flat vector.
         losses_of: Returns the losses of a slice of the made-up records.
         num_records: How many there are, at least 2.
+        mode: How gradients are bounded.
 
     Returns:
         The clipper, and "" or the reason why units run one by one.
@@ -51,7 +55,7 @@ def choose_clipper(
             gives losses that are not one a record or not finite, or does not use a
             parameter.
     """
-    alone = OneUnitClipper(module, named_parameters)
+    alone = OneUnitClipper(module, named_parameters, mode=mode)
     buffers = [(name, b.clone()) for name, b in module.named_buffers()]
     total = torch.zeros(alone.num_parameters, dtype=torch.float64)
     norms = torch.zeros(num_records, dtype=torch.float64)
@@ -62,7 +66,7 @@ def choose_clipper(
         norms[index] = norm[0]
     _check_plain(module, norms, buffers)
     try:
-        fast = PerRecordClipper(module, named_parameters)
+        fast = PerRecordClipper(module, named_parameters, mode=mode)
         found, found_norms = fast.plain_sum(
             lambda: losses_of(slice(0, num_records)), num_records
         )
