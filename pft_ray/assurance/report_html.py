@@ -269,7 +269,13 @@ def _plan(report: dict[str, Any], facts: ReportFacts) -> Markup:
         ["pft_ray", report["pft_ray_version"]],
     ]
     phases = [
-        [phase.name, phase.num_steps, phase.trainable, f"{phase.clip_norm:.6g}"]
+        [
+            phase.name,
+            phase.num_steps,
+            phase.trainable,
+            f"{phase.clip_norm:.6g}",
+            phase.clipping.replace("_", " "),
+        ]
         for phase in plan.phases
     ]
     return tag(
@@ -277,7 +283,7 @@ def _plan(report: dict[str, Any], facts: ReportFacts) -> Markup:
         tag("h2", "Plan"),
         table("Fixed before any data was read", [], rows),
         table(
-            "Phases", ["phase", "steps", "trained", "clip norm C"], phases, wide=True
+            "Phases", ["phase", "steps", "trained", "clip norm C", "clipping"], phases, wide=True
         ),
     )
 

@@ -58,8 +58,13 @@ OTHER = {
     "relation_domain": "prepared",
     "job_digest": "01",
 }
-OTHER_PHASE = {"name": "x", "num_steps": 41, "trainable": "all", "clip_norm": 0.5}
+OTHER_PHASE = {
+    "name": "x",
+    "num_steps": 41,
+    "trainable": "all",
+    "clip_norm": 0.5,
     "clipping": "per_layer",
+}
 OTHER_LOOKS = {
     "kind": "causal_lm",
     "looks": (60,),
