@@ -36,7 +36,7 @@ GROUPS = [group for group, label in mailset.LABELS.items() if label == "ham"]
 SENTENCE_END = re.compile(r"[.!?][)\"']?(?= )")
 
 # What others wrote, quoted above or below the writer's own words.
-QUOTED = re.compile(r"^\s{0,3}([A-Za-z]{0,3}[>|}]|:).*$", re.MULTILINE)
+QUOTED = re.compile(r"^[ \t]*([A-Za-z]{0,3}[>|}]|:).*$", re.MULTILINE)
 QUOTE_HEADER = re.compile(
     r"^.{0,80}\b(wrote|writes|said|schrieb|spake)\b.{0,20}:\s*$|"
     r"^\s*(On|At|In|Quoting|Once upon a time,).{0,120}(\n.{0,80})?(wrote|writes|said):?"
