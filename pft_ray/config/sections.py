@@ -70,9 +70,6 @@ class DataSection(Section):
     max_length: Annotated[int, Field(ge=2, le=131072)] = Field(
         128, description="Tokens a record is padded or cut to."
     )
-    packing: bool = Field(
-        False, description="Refused: a packed row would mix units. Leave it out."
-    )
     deduplicate: Literal["none", "exact", "beforehand"] = Field(
         "none",
         description="exact: equal texts once, across units. beforehand: the file was "
@@ -101,17 +98,6 @@ class DataSection(Section):
             deduplicate=self.deduplicate,
             format=self.format,
         )
-
-    @field_validator("packing")
-    @classmethod
-    def _one_unit_a_row(cls, value: bool) -> bool:  # noqa: FBT001
-        if value:
-            raise ConfigError(
-                "data.packing is true: a row with several units in it is clipped as "
-                "one, so the guarantee would be about rows and not about units.",
-                "Leave data.packing out, and lower data.max_length against padding.",
-            )
-        return value
 
     @model_validator(mode="after")
     def _columns(self) -> DataSection:
