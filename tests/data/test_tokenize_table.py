@@ -112,7 +112,9 @@ def test_a_chat_cut_before_any_answer_is_dropped(word_tokenizer):
     late = (("user", "hi " * 30), ("assistant", "ok"))
     records = records_of(late, CHAT)
     table, dropped = tokenize_table(records, word_tokenizer, 9, "causal_lm")
-    assert table.loss_mask.tolist() == [[0, 0, 0, 0, 0, 0, 0, 1, 1]]
+    # Of the other one, only its system text and its last turn fit.
+    assert table.input_ids.tolist() == [[5, 11, 2, 3, 8, 9, 2, 4, 10]]
+    assert table.loss_mask.tolist() == [[0, 0, 0, 0, 0, 0, 0, 0, 1]]
     assert np.array_equal(table.digests, records.digests[1:])
     assert dropped.records == {"no_target": (11,)}
     assert dropped.num_truncated == 1
@@ -134,7 +136,7 @@ def test_a_very_long_chat_is_cut_before_it_is_rendered(word_tokenizer):
 
     chat = (("user", "hi"), ("assistant", "ok")) * 50_000
     (result,) = encode_contents([chat], Counting(), 8, "causal_lm")
-    assert result.ids == [3, 6, 2, 4, 11, 2, 3, 6]
+    assert result.ids == [3, 6, 2, 4, 11, 2]  # one whole turn
     assert result.truncated
     assert max(rendered) == 8
 

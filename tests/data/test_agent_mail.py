@@ -1,0 +1,102 @@
+"""The shipped chats of the agent job are what their README says."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pft_ray.config import build_job, load_job
+from pft_ray.data import prepare_data
+
+JOBS = Path(__file__).parents[2] / "jobs"
+FOLDER = JOBS / "data"
+FILE = FOLDER / "agent_mail.parquet"
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return pq.read_table(FILE).to_pylist()
+
+
+@pytest.fixture(scope="module")
+def script():
+    sys.path.insert(0, str(FOLDER))
+    path = FOLDER / "prepare_agent_mail.py"
+    spec = importlib.util.spec_from_file_location("agent_mail", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["agent_mail"] = module  # dataclasses look their module up by name
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["agent_mail"], sys.modules["prepare_mail"]
+    sys.path.remove(str(FOLDER))
+
+
+def test_every_row_is_one_task_and_its_answer(rows):
+    assert pq.read_schema(FILE).names == ["messages", "sender"]
+    assert FILE.stat().st_size <= 1_000_000
+    for row in rows:
+        system, user, assistant = row["messages"]
+        assert system == {"role": "system", "content": "You write mail."}
+        assert user["role"] == "user"
+        assert re.fullmatch(r"Subject: .{1,60}", user["content"])
+        assert assistant["role"] == "assistant"
+        assert 40 <= len(assistant["content"]) <= 180
+    senders = Counter(row["sender"] for row in rows)
+    assert set(senders) == set(range(835))
+    assert max(senders.values()) == 50
+    assert len({row["messages"][2]["content"] for row in rows}) == len(rows)
+
+
+def test_the_readme_names_this_file(rows):
+    text = (FOLDER / "README.md").read_text()
+    assert hashlib.sha256(FILE.read_bytes()).hexdigest() in text
+    assert f"{len(rows):,} chats" in text
+
+
+def test_no_address_or_quotation_is_left(rows):
+    for row in rows:
+        for message in row["messages"]:
+            assert not re.search(r"\w@\w", message["content"])
+            assert "http://" not in message["content"]
+        assert not row["messages"][2]["content"].startswith(">")
+
+
+def test_quotations_and_their_headers_are_left_out(script):
+    import email
+
+    text = (
+        "Subject: [list] Re: tea\n\n"
+        "On Monday, Ann wrote:\n> Is there tea?\nThere is. Come at four!\n"
+        "Ann said:\n>> green\nYes.\n-- \nBob\n"
+    )
+    words = script.own_words(email.message_from_string(text))
+    assert script.clean(words) == "There is. Come at four! Yes."
+
+
+def test_a_text_is_cut_after_a_sentence_or_at_a_space(script):
+    first = "It is a long first sentence, of some forty letters. And"
+    assert script.cut(first + " more words", 58) == first[:-4]
+    assert script.cut("no full stop " * 5, 30) == "no full stop no full stop no"
+    assert (
+        script.cut("Short. Then a much longer text goes on", 30)
+        == ("Short. Then a much longer text"[:-5])
+    )
+    assert script.cut("short", 30) == "short"
+
+
+def test_the_job_declares_the_sizes_it_has_about(key):
+    path = JOBS / "agent_mail.yaml"
+    built = build_job(load_job(path), path.parent)
+    assert built.epsilon <= 8
+    assert built.plan.evaluation.kind == "causal_lm"
+    prepared = prepare_data(built.job.data.spec(path.parent), key)
+    assert len(prepared.train) == pytest.approx(built.job.data.num_train, rel=0.05)
+    declared = built.job.data.num_validation
+    assert len(prepared.validation) == pytest.approx(declared, rel=0.2)
