@@ -283,7 +283,10 @@ def _plan(report: dict[str, Any], facts: ReportFacts) -> Markup:
         tag("h2", "Plan"),
         table("Fixed before any data was read", [], rows),
         table(
-            "Phases", ["phase", "steps", "trained", "clip norm C", "clipping"], phases, wide=True
+            "Phases",
+            ["phase", "steps", "trained", "clip norm C", "clipping"],
+            phases,
+            wide=True,
         ),
     )
 

@@ -7,7 +7,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pft_ray.accounting.events import (
@@ -127,6 +127,7 @@ def test_digest_changes_with_each_field_of_the_looks(name):
     assert dataclasses.replace(PLAN, evaluation=looks).digest != PLAN.digest
 
 
+@settings(deadline=None)
 @given(PLANS)
 def test_codec_is_the_identity(plan):
     again = Plan.from_dict(json.loads(json.dumps(plan.to_dict())))
