@@ -1,6 +1,6 @@
 """Runs all benchmarks, or those named; writes dated cards and says what was missed.
 
-python benchmarks/run.py [quickstart|scaling|ledger|plan|sampler|clipping ...]
+python benchmarks/run.py [quickstart|scaling|ledger|plan|sampler|clipping|engine ...]
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import machine
 from cards import RESULTS
 
 HERE = Path(__file__).parent
-NAMES = ("plan", "sampler", "ledger", "clipping", "scaling", "quickstart")
+NAMES = ("plan", "sampler", "ledger", "clipping", "engine", "scaling", "quickstart")
 
 
 def main() -> None:
