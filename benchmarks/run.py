@@ -1,6 +1,6 @@
 """Runs all benchmarks, or those named; writes dated cards and says what was missed.
 
-python benchmarks/run.py [quickstart|agent_mail|scaling|ledger|plan|clipping ...]
+python benchmarks/run.py [quickstart|agent_mail|scaling|ledger|plan|engine ...]
 """
 
 from __future__ import annotations
@@ -14,7 +14,16 @@ import machine
 from cards import RESULTS
 
 HERE = Path(__file__).parent
-NAMES = ("plan", "sampler", "ledger", "clipping", "scaling", "quickstart", "agent_mail")
+NAMES = (
+    "plan",
+    "sampler",
+    "ledger",
+    "clipping",
+    "engine",
+    "scaling",
+    "quickstart",
+    "agent_mail",
+)
 
 
 def main() -> None:

@@ -136,7 +136,8 @@ class Lookup:
         """Adds all records' gradients to ``formed`` (B, m * n), in place."""
         right = self.right.to(formed.dtype)
         index = self.ids[:, :, None].expand_as(right)
-        formed.view(len(formed), self.num_rows, -1).scatter_add_(1, index, right)
+        table = formed.view(-1, self.num_rows, right.shape[2])
+        table.scatter_add_(1, index, right)
 
     def absolute_sums(self, rows: slice) -> torch.Tensor:
         """Returns sum_t |right_t| of ``rows``, (b,) fp64."""
@@ -183,7 +184,7 @@ def squared_row_norms(matrix: torch.Tensor) -> torch.Tensor:
         return _squared_row_norms_fp64(matrix)
     size = matrix.shape[1]
     whole = size - size % _BLOCK
-    blocks = matrix[:, :whole].reshape(len(matrix), -1, _BLOCK)
+    blocks = matrix[:, :whole].reshape(len(matrix), whole // _BLOCK, _BLOCK)
     norms = torch.linalg.vector_norm(blocks, dim=2).double()
     total = torch.einsum("bk,bk->b", norms, norms)
     total += matrix[:, whole:].double().square().sum(1)

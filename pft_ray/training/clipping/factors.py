@@ -13,7 +13,8 @@ def clip_factors(
     """Returns c_i = min(1, C / (norm_i * (1 + slack))), 0 where norm_i is not finite.
 
     ``slack`` is (P + 64) * 2**-53, the worst rounding of a norm of P coordinates that
-    is accumulated in fp64 and of the products that follow it.
+    is accumulated in fp64 and of the products that follow it. Sums in fp32 carry their
+    own, larger allowance already (``contributions.squared_row_norms``).
 
     Args:
         norms: (B,) fp64 norms of the per-record gradients, or upper bounds of them.

@@ -91,7 +91,7 @@ def _by_rows(uses: Sequence[Lookup]) -> torch.Tensor:
     num_records, num_rows = uses[0].right.shape[0], uses[0].num_rows
     first = num_rows * torch.arange(num_records)[:, None]
     keys = torch.cat([(use.ids + first).flatten() for use in uses])
-    found, places = torch.unique(keys, return_inverse=True)
+    found, places = keys.unique(return_inverse=True)  # type: ignore[no-untyped-call]
     rows = torch.zeros(len(found), uses[0].right.shape[2], dtype=torch.float64)
     start = 0
     for use in uses:
