@@ -16,6 +16,7 @@ from pft_ray.accounting.events import (
     Leaf,
     Leaves,
     PoissonGaussian,
+    PoissonMixture,
 )
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ _MAX_MU = 1e5
 # at most this many.
 _POINTS_TO_EPSILON = 5e4
 _POINTS_OF_EVENT = 1e6
+# dp-accounting inverts the loss of a mixture point by point: 1 s for 5,000.
+_POINTS_OF_MIXTURE = 5e3
 _STAGE = 50_000
 # Noise is cut off where less than exp(-50) of its mass remains.
 _TAIL = 10.0
@@ -113,6 +116,8 @@ def gaussian_step_mu(leaf: Leaf) -> float:
             return sensitivity / sigma
         case PoissonGaussian(noise_multiplier=sigma):
             return 1 / sigma
+        case PoissonMixture(noise_multiplier=sigma, max_records_per_user=records):
+            return records / sigma
         case _:
             return math.inf
 
@@ -145,7 +150,9 @@ def _widest_loss(leaf: Leaf) -> float:
 
 def _spacing(leaves: Leaves, grid: float, bound: float) -> float:
     widest = max(_widest_loss(leaf) for leaf, _ in leaves)
-    return max(grid, bound / _POINTS_TO_EPSILON, widest / _POINTS_OF_EVENT)
+    mixed = any(isinstance(leaf, PoissonMixture) for leaf, _ in leaves)
+    points = _POINTS_OF_MIXTURE if mixed else _POINTS_OF_EVENT
+    return max(grid, bound / _POINTS_TO_EPSILON, widest / points)
 
 
 def _lost(leaves: Leaves) -> float:
@@ -197,6 +204,13 @@ def step_distribution(leaf: Leaf, grid: float) -> Any:
             )
         case DiscreteGaussian(sigma=sigma, sensitivity=sensitivity):
             return _discrete_gaussian(sigma, sensitivity, grid)
+        case PoissonMixture(noise_multiplier=sigma, max_records_per_user=records):
+            return distributions.from_mixture_gaussian_mechanism(
+                sigma,
+                range(records + 1),
+                leaf.weights,
+                value_discretization_interval=grid,
+            )
         case _:
             msg = f"no loss distribution for {leaf!r}"
             raise TypeError(msg)

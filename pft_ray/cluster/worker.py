@@ -131,7 +131,12 @@ class Worker:
     def _set_up(self) -> None:
         base_dir = Path(self.settings.base_dir)
         self.inputs: Inputs = load_inputs(
-            self.job, base_dir, self.client, rank=self.rank, world=self.world
+            self.job,
+            base_dir,
+            self.client,
+            rank=self.rank,
+            world=self.world,
+            plan=self.plan,
         )
         self.model: TrainedModel = load_model(model_spec(self.job, base_dir))
         self._try_phases()
@@ -139,6 +144,8 @@ class Worker:
             self.model,
             self.inputs.train,
             max_micro_batch=self.job.training.max_micro_batch,
+            users=self.inputs.groups,
+            mean=self.plan.user is not None and self.plan.user.contribution == "mean",
         )
         self.initial = self.work.state()
 
@@ -187,7 +194,7 @@ class Worker:
             plan=self.plan,
             mechanism=SampledGaussian.from_plan(self.plan),
             work=self.work,
-            unit_digests=self.inputs.train.digests,
+            unit_digests=self.inputs.unit_digests,
             collective=self.collective,
         )
         looks = self.plan.evaluation is not None
@@ -268,7 +275,7 @@ class Worker:
             "rank": self.rank,
             "step": outcome.step,
             "released": outcome.released,
-            "num_units": len(self.inputs.train),
+            "num_units": len(self.inputs.unit_digests),
             "num_faulty": self.work.num_faulty,
             "data": self.inputs.notes,
             "baseline": baseline,
