@@ -18,6 +18,7 @@ from pft_ray.accounting.events import (
     PoissonGaussian,
     PoissonMixture,
 )
+from pft_ray.accounting.mixtures import mixture_distribution
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,8 +32,6 @@ _MAX_MU = 1e5
 # at most this many.
 _POINTS_TO_EPSILON = 5e4
 _POINTS_OF_EVENT = 1e6
-# dp-accounting inverts the loss of a mixture point by point: 1 s for 5,000.
-_POINTS_OF_MIXTURE = 5e3
 _STAGE = 50_000
 # Noise is cut off where less than exp(-50) of its mass remains.
 _TAIL = 10.0
@@ -150,8 +149,11 @@ def _widest_loss(leaf: Leaf) -> float:
 
 def _spacing(leaves: Leaves, grid: float, bound: float) -> float:
     widest = max(_widest_loss(leaf) for leaf, _ in leaves)
-    mixed = any(isinstance(leaf, PoissonMixture) for leaf, _ in leaves)
-    points = _POINTS_OF_MIXTURE if mixed else _POINTS_OF_EVENT
+    most = max(
+        leaf.max_records_per_user if isinstance(leaf, PoissonMixture) else 1
+        for leaf, _ in leaves
+    )
+    points = _POINTS_OF_EVENT / most
     return max(grid, bound / _POINTS_TO_EPSILON, widest / points)
 
 
@@ -204,13 +206,8 @@ def step_distribution(leaf: Leaf, grid: float) -> Any:
             )
         case DiscreteGaussian(sigma=sigma, sensitivity=sensitivity):
             return _discrete_gaussian(sigma, sensitivity, grid)
-        case PoissonMixture(noise_multiplier=sigma, max_records_per_user=records):
-            return distributions.from_mixture_gaussian_mechanism(
-                sigma,
-                range(records + 1),
-                leaf.weights,
-                value_discretization_interval=grid,
-            )
+        case PoissonMixture():
+            return mixture_distribution(leaf, grid)
         case _:
             msg = f"no loss distribution for {leaf!r}"
             raise TypeError(msg)
