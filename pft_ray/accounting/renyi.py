@@ -23,7 +23,7 @@ ORDERS: tuple[int, ...] = (*range(2, 33), *_WIDE)
 # to 1 + its value.
 _ROUNDING = 1e-13
 # Values that an integral of a mixture may take; else it is given up.
-_MOST_POINTS = 10**5
+_MOST_POINTS = 4 * 10**5
 
 
 def _sampled_gaussian(sample_rate: float, noise_multiplier: float, order: int) -> float:

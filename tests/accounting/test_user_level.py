@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from dp_accounting.pld import privacy_loss_distribution
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom
+from scipy.stats import binom, norm
 
 from pft_ray.accounting.accountants import delta, epsilon
 from pft_ray.accounting.events import PoissonGaussian, PoissonMixture, Repeat
+from pft_ray.accounting.mixtures import mixture_distribution
 from pft_ray.accounting.plan import UserLevel
 from pft_ray.accounting.renyi import renyi_divergence
 from pft_ray.accounting.user_levels import (
@@ -50,12 +52,40 @@ def test_known_figures(sigma, records, known):
 
 
 @settings(max_examples=5, deadline=None)
-@given(st.floats(0.001, 0.9), st.floats(0.6, 5), st.integers(2, 6), st.floats(0.0, 2.0))
+@given(
+    st.floats(0.001, 0.9), st.floats(0.6, 5), st.integers(2, 6), st.floats(0.01, 2.0)
+)
 def test_one_step_is_the_integral_of_its_densities(rate, sigma, records, target):
     exact = directly(rate, sigma, records, target)
     stated = delta(PoissonMixture(rate, sigma, records), target, grid=1e-3)
     assert exact <= stated + 1e-9
     assert stated <= exact * 1.01 + 2e-4
+
+
+@pytest.mark.parametrize(
+    ("rate", "sigma", "records"), [(0.05, 2.0, 4), (0.3, 0.5, 3), (0.001, 1.0, 8)]
+)
+def test_equals_the_distribution_of_dp_accounting(rate, sigma, records):
+    leaf = PoissonMixture(rate, sigma, records)
+    known = privacy_loss_distribution.from_mixture_gaussian_mechanism(
+        sigma,
+        range(records + 1),
+        binom.pmf(np.arange(records + 1), records, rate),
+        value_discretization_interval=0.02,
+    ).self_compose(20)
+    found = mixture_distribution(leaf, 0.02).self_compose(20)
+    for target in (1e-3, 1e-5, 1e-8):
+        assert found.get_epsilon_for_delta(target) == pytest.approx(
+            known.get_epsilon_for_delta(target), rel=1e-6
+        )
+
+
+def test_losses_beyond_the_largest_exponential_are_not_lost():
+    """Both records are in with probability 1/4; the loss is then N(798.6, 40^2)."""
+    narrow = PoissonMixture(0.5, 0.05, 2)
+    for target in (700.0, 720.0, 790.0):
+        known = 0.25 * norm.cdf((798.6 - target) / 40)
+        assert delta(narrow, target, grid=0.05) == pytest.approx(known, rel=0.03)
 
 
 def test_one_record_is_the_record_event():
@@ -106,7 +136,7 @@ def test_all_records_of_a_user_in_every_step_divide_the_noise():
 
 
 def test_weights_that_vanish_do_no_harm():
-    rare = PoissonMixture(1e-4, 2.0, 200)
+    rare = PoissonMixture(1e-5, 4.0, 100)
     assert sum(rare.weights) == pytest.approx(1.0, abs=1e-15)
     assert 0 < epsilon(rare, 1e-5) < 5
 
