@@ -19,6 +19,7 @@ from pft_ray.accounting.events import (
     Leaves,
     NonPrivate,
     PoissonGaussian,
+    PoissonMixture,
     check_positive,
     check_rate,
     count_leaves,
@@ -109,6 +110,8 @@ def delta(
             exact = pld_delta(leaves, target, check_positive(grid, "grid"), bound)
             return min(exact, renyi_delta(leaves, target))
         case "rdp":
+            if _has_mixture(leaves):
+                return renyi_delta(leaves, target)
             return float(_rdp(leaves).get_delta(target))
         case "gdp":
             return gaussian_delta(_central_limit_mu(leaves), target)
@@ -152,13 +155,24 @@ def _epsilon(leaves: Leaves, delta: float, accountant: str, grid: float) -> floa
             exact = min(pld_epsilon(leaves, delta, grid, bound), bound)
             if exact < bound:
                 return exact
-            return min(bound, float(_rdp(leaves).get_epsilon(delta)))
+            return min(bound, _rdp_epsilon(leaves, delta))
         case "rdp":
-            return float(_rdp(leaves).get_epsilon(delta))
+            return _rdp_epsilon(leaves, delta)
         case "gdp":
             return gaussian_epsilon(_central_limit_mu(leaves), delta)
         case _:
             raise _unknown(accountant)
+
+
+def _has_mixture(leaves: Leaves) -> bool:
+    return any(isinstance(leaf, PoissonMixture) for leaf, _ in leaves)
+
+
+def _rdp_epsilon(leaves: Leaves, delta: float) -> float:
+    """By dp-accounting, which knows no mixtures: those are integrated here."""
+    if _has_mixture(leaves):
+        return renyi_epsilon(leaves, delta)
+    return float(_rdp(leaves).get_epsilon(delta))
 
 
 def _rdp(leaves: Leaves) -> Any:
@@ -204,8 +218,20 @@ def _central_limit_mu(leaves: Leaves) -> float:
         if isinstance(leaf, PoissonGaussian):
             rate = leaf.sample_rate
             square = rate * rate * math.expm1(square) if square < 700 else math.inf
+        elif isinstance(leaf, PoissonMixture):
+            square = _mixture_square(leaf) if square < 700 else math.inf
         total += count * square
     return math.sqrt(total)
+
+
+def _mixture_square(leaf: PoissonMixture) -> float:
+    """Chi-square divergence: E exp(J K / sigma^2) - 1 for two independent counts."""
+    scale = leaf.noise_multiplier**2
+    return math.fsum(
+        one * other * math.expm1(j * k / scale)
+        for j, one in enumerate(leaf.weights)
+        for k, other in enumerate(leaf.weights)
+    )
 
 
 def _is_non_private(leaves: Leaves) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from decimal import ROUND_CEILING, Context, Decimal
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from pft_ray.errors import PlanError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pft_ray.accounting.plan import Plan
+    from pft_ray.accounting.plan import Plan, UserLevel
 
 # A calibrated value stays this far below its target, so that recomputing epsilon on
 # another machine cannot land above it.
@@ -35,7 +36,12 @@ _MOST_CORRECTIONS = 6
 
 
 def calibrate_noise_multiplier(
-    *, target_epsilon: float, delta: float, sample_rate: float, num_steps: int
+    *,
+    target_epsilon: float,
+    delta: float,
+    sample_rate: float,
+    num_steps: int,
+    user: UserLevel | None = None,
 ) -> float:
     """Returns the least noise multiplier that keeps a run within the target.
 
@@ -44,6 +50,7 @@ def calibrate_noise_multiplier(
         delta: In (0, 1).
         sample_rate: Probability of a unit to be in a step.
         num_steps: All steps that are charged, the fault reserve included.
+        user: How users are hidden; None: the unit is what is sampled.
 
     Returns:
         The noise multiplier, rounded up to five significant digits; at most 0.1 %
@@ -53,13 +60,15 @@ def calibrate_noise_multiplier(
         PlanError: A value is out of range or no noise reaches the target.
 
     Guarantee:
-        ``epsilon(Repeat(PoissonGaussian(sample_rate, result), num_steps), delta)``
-        is at most ``target_epsilon``.
+        ``epsilon(Repeat(PoissonGaussian(sample_rate, result), num_steps), delta)``, or
+        that of the user level's step event, is at most ``target_epsilon``.
     """
     rate = check_rate(sample_rate)
     count = check_count(num_steps, "num_steps")
 
     def make_event(sigma: float) -> Event:
+        if user is not None:
+            return Repeat(user.step_event(rate, sigma), count)
         return Repeat(PoissonGaussian(rate, sigma), count)
 
     return _least_scale(make_event, target_epsilon, delta)
@@ -149,16 +158,18 @@ def largest_affordable(
             delta=target,
             sample_rate=plan.sample_rate,
             num_steps=total,
+            user=plan.user,
         )
     except PlanError:
         return result
-    sigma, rate = plan.noise_multiplier, plan.sample_rate
+    sampled = plan.expected_batch_size / plan.sample_rate
 
     def of_steps(count: int) -> Event:
-        return Repeat(PoissonGaussian(rate, sigma), count)
+        return Repeat(plan.step_event, count)
 
     def of_batch(units: int) -> Event:
-        return Repeat(PoissonGaussian(min(1.0, units / plan.size), sigma), total)
+        smaller = replace(plan, sample_rate=min(1.0, units / sampled))
+        return Repeat(smaller.step_event, total)
 
     steps = _largest_int(of_steps, epsilon, target, total, SEARCH_GRID)
     largest_batch = max(1, int(plan.expected_batch_size))

@@ -9,13 +9,14 @@ found in stored bytes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from numbers import Real
 from typing import Any
 
 from pft_ray.errors import PlanError
 
 _TINY = 2.2250738585072014e-308  # smallest normal double
+MOST_RECORDS_PER_USER = 1000
 
 
 def _as_float(value: Any) -> float:
@@ -93,6 +94,46 @@ class PoissonGaussian:
 
 
 @dataclass(frozen=True)
+class PoissonMixture:
+    """A Gaussian on a Poisson sample of records, seen from a user's side.
+
+    A user has at most ``max_records_per_user`` records; each is in with probability
+    sample_rate by itself and changes the sum by at most the clip norm. The number that
+    is in is binomial, so the loss is that of a mixture of Gaussians (arXiv:2407.07737).
+    """
+
+    sample_rate: float
+    noise_multiplier: float
+    max_records_per_user: int
+
+    def __post_init__(self) -> None:
+        sigma = check_positive(self.noise_multiplier, "noise_multiplier")
+        records = check_count(self.max_records_per_user, "max_records_per_user")
+        if records > MOST_RECORDS_PER_USER:
+            raise PlanError(
+                f"max_records_per_user is {records}.",
+                f"Give at most {MOST_RECORDS_PER_USER}.",
+            )
+        store(
+            self,
+            sample_rate=check_rate(self.sample_rate),
+            noise_multiplier=sigma,
+            max_records_per_user=records,
+        )
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Probabilities that 0, 1, ... records of the user are in; they sum to 1."""
+        count, q = self.max_records_per_user, self.sample_rate
+        terms = [
+            math.comb(count, j) * q**j * (1 - q) ** (count - j)
+            for j in range(count + 1)
+        ]
+        total = math.fsum(terms)
+        return tuple(term / total for term in terms)
+
+
+@dataclass(frozen=True)
 class DiscreteGaussian:
     """Integer Gaussian noise of scale sigma on a count of integer sensitivity."""
 
@@ -128,10 +169,8 @@ class Composed:
     events: tuple[Event, ...]
 
 
-Event = Gaussian | PoissonGaussian | DiscreteGaussian | NonPrivate | Repeat | Composed
-
-
-Leaf = Gaussian | PoissonGaussian | DiscreteGaussian | NonPrivate
+Leaf = Gaussian | PoissonGaussian | PoissonMixture | DiscreteGaussian | NonPrivate
+Event = Leaf | Repeat | Composed
 Leaves = tuple[tuple[Leaf, int], ...]
 
 
@@ -139,7 +178,8 @@ def count_leaves(event: Event) -> Leaves:
     """Returns the plain events in ``event``, each once, with how often it happens.
 
     The order of events is lost, which changes no composition of events with fixed
-    parameters. Sampling at rate 1 becomes the unsampled Gaussian.
+    parameters. Sampling at rate 1 becomes the unsampled Gaussian; all records of a
+    user together then divide the noise. A mixture of one record is that record's event.
     """
     counts: dict[Leaf, int] = {}
     todo: list[tuple[Event, int]] = [(event, 1)]
@@ -153,34 +193,34 @@ def count_leaves(event: Event) -> Leaves:
             case PoissonGaussian(sample_rate=1.0, noise_multiplier=sigma):
                 leaf = Gaussian(sigma)
                 counts[leaf] = counts.get(leaf, 0) + times
+            case PoissonMixture(
+                sample_rate=q, noise_multiplier=sigma, max_records_per_user=records
+            ) if q == 1 or records == 1:
+                todo.append((PoissonGaussian(q, sigma / records), times))
             case _:
                 counts[item] = counts.get(item, 0) + times
     return tuple(counts.items())
 
 
+_LEAVES: dict[str, type[Leaf]] = {
+    "gaussian": Gaussian,
+    "poisson_gaussian": PoissonGaussian,
+    "poisson_mixture": PoissonMixture,
+    "discrete_gaussian": DiscreteGaussian,
+    "non_private": NonPrivate,
+}
+_TAGS = {kind: tag for tag, kind in _LEAVES.items()}
+
+
 def event_to_dict(event: Event) -> dict[str, Any]:
     """Returns the event as tagged JSON (codec version 1)."""
     match event:
-        case Gaussian(noise_multiplier=sigma):
-            return {"type": "gaussian", "noise_multiplier": sigma}
-        case PoissonGaussian(sample_rate=q, noise_multiplier=sigma):
-            return {
-                "type": "poisson_gaussian",
-                "sample_rate": q,
-                "noise_multiplier": sigma,
-            }
-        case DiscreteGaussian(sigma=sigma, sensitivity=sensitivity):
-            return {
-                "type": "discrete_gaussian",
-                "sigma": sigma,
-                "sensitivity": sensitivity,
-            }
-        case NonPrivate():
-            return {"type": "non_private"}
         case Repeat(event=inner, count=count):
             return {"type": "repeat", "event": event_to_dict(inner), "count": count}
         case Composed(events=events):
             return {"type": "composed", "events": [event_to_dict(e) for e in events]}
+        case _:
+            return {"type": _TAGS[type(event)], **asdict(event)}
 
 
 def event_from_dict(data: Any) -> Event:
@@ -192,30 +232,24 @@ def event_from_dict(data: Any) -> Event:
     if not isinstance(data, dict) or not isinstance(data.get("type"), str):
         raise PlanError("An event without a type tag.", "Verify the ledger.")
     fields = {key: value for key, value in data.items() if key != "type"}
+    tag = data["type"]
     try:
-        match data["type"]:
-            case "gaussian":
-                return Gaussian(**fields)
-            case "poisson_gaussian":
-                return PoissonGaussian(**fields)
-            case "discrete_gaussian":
-                return DiscreteGaussian(**fields)
-            case "non_private":
-                return NonPrivate(**fields)
-            case "repeat":
-                inner = event_from_dict(fields.pop("event", None))
-                return Repeat(event=inner, **fields)
-            case "composed":
-                events = fields.pop("events", None)
-                if fields or not isinstance(events, list):
-                    raise TypeError
-                return Composed(tuple(event_from_dict(e) for e in events))
+        if tag in _LEAVES:
+            return _LEAVES[tag](**fields)
+        if tag == "repeat":
+            inner = event_from_dict(fields.pop("event", None))
+            return Repeat(event=inner, **fields)
+        if tag == "composed":
+            events = fields.pop("events", None)
+            if fields or not isinstance(events, list):
+                raise TypeError
+            return Composed(tuple(event_from_dict(e) for e in events))
     except TypeError as error:
         raise PlanError(
-            f"An event of type {data['type']!r} has wrong fields.",
+            f"An event of type {tag!r} has wrong fields.",
             "Verify the ledger with `pft budget verify`.",
         ) from error
     raise PlanError(
-        f"Unknown event type {data['type']!r}.",
+        f"Unknown event type {tag!r}.",
         "A newer pft_ray wrote it: upgrade, nothing runs on an unknown event.",
     )

@@ -16,7 +16,9 @@ from pft_ray.accounting.events import (
     Leaf,
     Leaves,
     PoissonGaussian,
+    PoissonMixture,
 )
+from pft_ray.accounting.mixtures import mixture_distribution
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -113,6 +115,8 @@ def gaussian_step_mu(leaf: Leaf) -> float:
             return sensitivity / sigma
         case PoissonGaussian(noise_multiplier=sigma):
             return 1 / sigma
+        case PoissonMixture(noise_multiplier=sigma, max_records_per_user=records):
+            return records / sigma
         case _:
             return math.inf
 
@@ -145,7 +149,12 @@ def _widest_loss(leaf: Leaf) -> float:
 
 def _spacing(leaves: Leaves, grid: float, bound: float) -> float:
     widest = max(_widest_loss(leaf) for leaf, _ in leaves)
-    return max(grid, bound / _POINTS_TO_EPSILON, widest / _POINTS_OF_EVENT)
+    most = max(
+        leaf.max_records_per_user if isinstance(leaf, PoissonMixture) else 1
+        for leaf, _ in leaves
+    )
+    points = _POINTS_OF_EVENT / most
+    return max(grid, bound / _POINTS_TO_EPSILON, widest / points)
 
 
 def _lost(leaves: Leaves) -> float:
@@ -197,6 +206,8 @@ def step_distribution(leaf: Leaf, grid: float) -> Any:
             )
         case DiscreteGaussian(sigma=sigma, sensitivity=sensitivity):
             return _discrete_gaussian(sigma, sensitivity, grid)
+        case PoissonMixture():
+            return mixture_distribution(leaf, grid)
         case _:
             msg = f"no loss distribution for {leaf!r}"
             raise TypeError(msg)

@@ -16,6 +16,7 @@ from pft_ray.accounting.events import (
     DiscreteGaussian,
     Event,
     PoissonGaussian,
+    PoissonMixture,
     Repeat,
     check_count,
     check_positive,
@@ -29,6 +30,8 @@ Unit = Literal["record", "user"]
 Clipping = Literal["flat", "automatic", "per_layer"]
 LookKind = Literal["classification", "causal_lm"]
 RelationDomain = Literal["raw", "prepared"]
+UserKind = Literal["uls", "els"]
+Contribution = Literal["mean", "sum"]
 
 
 def canonical_json(value: Any) -> bytes:
@@ -170,13 +173,44 @@ class EvaluationPlan:
 
 
 @dataclass(frozen=True)
+class UserLevel:
+    """How all records of a user are hidden together. All public.
+
+    Attributes:
+        kind: ``uls`` samples users and clips the contribution of a user once; ``els``
+            samples records, clips each, and counts what a user's records do together.
+        max_records_per_user: Records of a user that are used at most.
+        num_records: Declared number of training records of all users after that cap.
+        contribution: Whether a user contributes the mean or the sum of the gradients
+            of its records; ``uls`` only.
+    """
+
+    kind: UserKind
+    max_records_per_user: int
+    num_records: int
+    contribution: Contribution = "mean"
+
+    def __post_init__(self) -> None:
+        _check_word(self.kind, UserKind, "user_level")
+        _check_word(self.contribution, Contribution, "user_contribution")
+        for name in ("max_records_per_user", "num_records"):
+            store(self, **{name: check_count(getattr(self, name), name)})
+
+    def step_event(self, sample_rate: float, noise_multiplier: float) -> Event:
+        """Returns what one step does to a user."""
+        if self.kind == "uls":
+            return PoissonGaussian(sample_rate, noise_multiplier)
+        return PoissonMixture(sample_rate, noise_multiplier, self.max_records_per_user)
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that decides privacy, fixed before data is read.
 
     Attributes:
         unit: Whose presence is hidden.
         size: Declared number n of training units; never counted from data.
-        sample_rate: Probability q that a unit is in a step.
+        sample_rate: Probability q that a unit is in a step; with ``els``, a record.
         noise_multiplier: Noise standard deviation over clip norm.
         phases: Stretches of the T planned steps.
         fault_reserve: F extra steps that pay for steps run again after a fault.
@@ -188,6 +222,7 @@ class Plan:
         evaluation: The looks, or None.
         relation_domain: ``raw`` or ``prepared`` list of units.
         job_digest: Digest of the public job settings that shape the run.
+        user: How users are hidden; for the unit ``user``, and only there.
     """
 
     unit: Unit
@@ -204,6 +239,7 @@ class Plan:
     evaluation: EvaluationPlan | None = None
     relation_domain: RelationDomain = "raw"
     job_digest: str = ""
+    user: UserLevel | None = None
 
     def __post_init__(self) -> None:
         _check_word(self.unit, Unit, "unit")
@@ -223,6 +259,12 @@ class Plan:
         if not self.phases:
             raise PlanError("The plan has no phase.", "Add at least one phase.")
         object.__setattr__(self, "phases", tuple(self.phases))
+        if (self.unit == "user") != (self.user is not None):
+            raise PlanError(
+                f"The plan's unit is {self.unit} "
+                f"{'with' if self.user else 'without'} a user level.",
+                "Say uls or els for the unit user, and nothing for others.",
+            )
         _check_below_one_nth(self.delta, self.size)
 
     @property
@@ -237,12 +279,19 @@ class Plan:
 
     @property
     def expected_batch_size(self) -> float:
-        """Expected units a step, q times n: the public normaliser of every step."""
+        """Expected units a step, q times n: the public normaliser of every step.
+
+        With ``els`` what is drawn and counted is records.
+        """
+        if self.user is not None and self.user.kind == "els":
+            return self.sample_rate * self.user.num_records
         return self.sample_rate * self.size
 
     @property
     def step_event(self) -> Event:
         """The event of one step."""
+        if self.user is not None:
+            return self.user.step_event(self.sample_rate, self.noise_multiplier)
         return PoissonGaussian(self.sample_rate, self.noise_multiplier)
 
     @property
@@ -277,6 +326,8 @@ class Plan:
         for phase in data["phases"]:
             if phase["clipping"] == "flat":  # plans keep the digest they had
                 del phase["clipping"]
+        if self.user is None:
+            del data["user"]
         data["version"] = PLAN_VERSION
         return json.loads(canonical_json(data))  # type: ignore[no-any-return]
 
@@ -300,6 +351,8 @@ class Plan:
                 looks = dict(fields["evaluation"])
                 looks["looks"] = tuple(looks["looks"])
                 fields["evaluation"] = EvaluationPlan(**looks)
+            if fields.get("user") is not None:
+                fields["user"] = UserLevel(**fields["user"])
             return cls(**fields)
         except (TypeError, KeyError) as error:
             raise PlanError(f"A plan with wrong fields: {error}.") from error

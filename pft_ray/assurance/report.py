@@ -20,6 +20,8 @@ from pft_ray.assurance.wording import (
     not_covered,
     relation_note,
     scope_note,
+    unit_phrase,
+    user_note,
 )
 from pft_ray.errors import InputError, VerificationError
 
@@ -95,6 +97,7 @@ class ReportFacts:
         model: The public base model as the job names it.
         registration: Name of the registered data set.
         curve: (steps, epsilon) pairs, at most 20, computed before training.
+        user_column: Column whose values are the users, when these are the unit.
     """
 
     run_id: str
@@ -111,6 +114,7 @@ class ReportFacts:
     model: str
     registration: str
     curve: tuple[tuple[int, float], ...] = ()
+    user_column: str | None = None
 
     @property
     def has_baseline(self) -> bool:
@@ -150,6 +154,7 @@ def build_report(facts: ReportFacts) -> dict[str, Any]:
         "run_id": facts.run_id,
         "status": "released",
         "unit": plan.unit,
+        **_user(facts),
         "relation": "add_remove",
         "relation_domain": plan.relation_domain,
         "relation_note": relation_note(plan.unit, plan.relation_domain),
@@ -158,7 +163,7 @@ def build_report(facts: ReportFacts) -> dict[str, Any]:
         "guarantee": guarantee_sentence(
             epsilon,
             delta,
-            plan.unit,
+            unit_phrase(plan.unit, facts.user_column),
             plan.relation_domain,
             baseline=facts.has_baseline,
         ),
@@ -190,6 +195,18 @@ def build_report(facts: ReportFacts) -> dict[str, Any]:
             "root": facts.reservation_root,
         },
         "plan_digest": plan.digest,
+    }
+
+
+def _user(facts: ReportFacts) -> dict[str, Any]:
+    """Returns what a report says of users; nothing when the unit is the record."""
+    user = facts.plan.user
+    if user is None:
+        return {}
+    return {
+        "unit_note": user_note(user, facts.user_column),
+        "user_column": facts.user_column,
+        "user": asdict(user),
     }
 
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from pft_ray.assurance.figures import budget_svg, curve_svg, utility_svg
 from pft_ray.assurance.markup import Markup, table, tag
 from pft_ray.assurance.page_style import STYLE
-from pft_ray.assurance.wording import round_up
+from pft_ray.assurance.wording import round_up, unit_phrase
 
 if TYPE_CHECKING:
+    from pft_ray.accounting.plan import Plan
     from pft_ray.assurance.report import ReportFacts
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -242,6 +243,22 @@ def _curve(facts: ReportFacts) -> Markup:
     )
 
 
+def _expected(plan: Plan) -> str:
+    drawn = "records" if plan.user and plan.user.kind == "els" else "units"
+    return f"expected {drawn} a step"
+
+
+def _user_rows(plan: Plan) -> list[list[object]]:
+    """Rows about users; none when the unit is the record."""
+    if plan.user is None:
+        return []
+    return [
+        ["user level", plan.user.kind],
+        ["records of a user at most", plan.user.max_records_per_user],
+        ["declared training records", plan.user.num_records],
+    ]
+
+
 def _plan(report: dict[str, Any], facts: ReportFacts) -> Markup:
     plan = facts.plan
     accountants = report["epsilon_by_accountant"]
@@ -250,11 +267,15 @@ def _plan(report: dict[str, Any], facts: ReportFacts) -> Markup:
         ["run", report["run_id"]],
         ["base model", facts.model],
         ["registered data set", facts.registration],
-        ["unit, relation", f"{plan.unit}, add or remove one"],
+        [
+            "unit, relation",
+            f"{unit_phrase(plan.unit, facts.user_column)}, add or remove one",
+        ],
         ["list the relation is about", plan.relation_domain],
         ["declared training units n", plan.size],
+        *_user_rows(plan),
         ["sample rate q", f"{plan.sample_rate:.6g}"],
-        ["expected units a step", f"{plan.expected_batch_size:.6g}"],
+        [_expected(plan), f"{plan.expected_batch_size:.6g}"],
         ["noise multiplier σ", f"{plan.noise_multiplier:.6g}"],
         ["planned steps T", plan.num_steps],
         ["fault reserve F", plan.fault_reserve],
@@ -310,6 +331,7 @@ def _scope(report: dict[str, Any]) -> Markup:
         tag("h2", "What the guarantee is about"),
         tag("p", f"Scope: {report['guarantee_scope']}. {report['scope_note']}"),
         tag("p", report["relation_note"]),
+        *([tag("p", report["unit_note"])] if "unit_note" in report else []),
         tag(
             "p",
             "ε and δ bound what the whole run tells of any unit, whichever block it "

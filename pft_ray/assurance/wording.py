@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 from decimal import ROUND_CEILING, Decimal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pft_ray.accounting.plan import UserLevel
 
 INTERVAL_NOTE = (
     "Intervals cover 95 % of the noise added for privacy; not the choice of units, nor "
@@ -30,6 +34,13 @@ def round_up(value: float, digits: int = 3) -> str:
     return f"{mantissa}e{rounded.adjusted()}"
 
 
+def unit_phrase(unit: str, user_column: str | None) -> str:
+    """Returns the unit in words: ``user (by `sender`)`` names the column."""
+    if unit == "user" and user_column is not None:
+        return f"user (by `{user_column}`)"
+    return unit
+
+
 def guarantee_sentence(
     epsilon: float, delta: float, unit: str, domain: str, *, baseline: bool
 ) -> str:
@@ -38,7 +49,7 @@ def guarantee_sentence(
     Args:
         epsilon: Privacy loss, finite.
         delta: Probability that is left out.
-        unit: ``record`` or ``user``.
+        unit: From :func:`unit_phrase`.
         domain: ``raw`` or ``prepared``.
         baseline: Whether results of a non-private run are shown, which no guarantee
             covers.
@@ -62,7 +73,7 @@ def relation_note(unit: str, domain: str) -> str:
     if domain == "prepared":
         return (
             f"The guarantee is about the prepared list: removing one raw {unit} may "
-            "change two prepared ones."
+            f"change {'two' if unit == 'record' else 'several'} prepared ones."
         )
     return (
         f"The guarantee is about the raw list: each {unit} was prepared by itself, "
@@ -86,6 +97,26 @@ def scope_note(*, public: bool, baseline: bool) -> str:
     return note
 
 
+def user_note(user: UserLevel, user_column: str | None) -> str:
+    """Returns what a user is and how all its records are hidden together."""
+    column = f"column `{user_column}`" if user_column else "the user column"
+    most = user.max_records_per_user
+    if user.kind == "els":
+        how = (
+            "Records are drawn and clipped one by one, and the loss counts up to "
+            f"{most} of a user together (example-level sampling)."
+        )
+    else:
+        how = (
+            f"Users are drawn, and the {user.contribution} of a user's up to {most} "
+            "record gradients is clipped once (user-level sampling)."
+        )
+    return (
+        f"A user is a value of {column}, not a person. {how} A look at the validation "
+        "block uses one record of each user."
+    )
+
+
 def not_covered(unit: str) -> list[str]:
     """Returns what the guarantee says nothing about, one sentence each."""
     lines = [
@@ -99,6 +130,12 @@ def not_covered(unit: str) -> list[str]:
         lines.insert(
             2,
             "Several records of one person together: k records have up to k times the "
+            "ε, and a larger δ.",
+        )
+    if unit == "user":
+        lines.insert(
+            2,
+            "A person who is several users of the data: k users have up to k times the "
             "ε, and a larger δ.",
         )
     return lines

@@ -164,8 +164,38 @@ def _result(plan_value: Any, pld: float | None = None) -> dict[str, Any]:
         "target_epsilon": plan_value.target_epsilon,
         "epsilon": pld,
         "epsilon_by_accountant": {"pld": pld, "rdp": rdp},
+        **_user_level(plan_value),
         "gdp_approximation": gdp if math.isfinite(gdp) else None,
     }
+
+
+def _user_level(plan_value: Any) -> dict[str, Any]:
+    """What the plan says of users; nothing when the unit is the record."""
+    from dataclasses import asdict
+
+    return {"user": asdict(plan_value.user)} if plan_value.user is not None else {}
+
+
+def _compared(built: Any) -> dict[str, Any]:
+    """Both ways to hide users at the job's budget, and why one is taken."""
+    from pft_ray.accounting.user_levels import price_user_levels, reason
+
+    plan_value, privacy = built.plan, built.job.privacy
+    if plan_value.user is None:
+        return {}
+    result: dict[str, Any] = {"column": built.job.data.user}
+    prices = price_user_levels(
+        plan_value.user,
+        num_users=plan_value.size,
+        target_epsilon=privacy.epsilon or built.epsilon,
+        delta=plan_value.delta,
+        sample_rate=plan_value.sample_rate,
+        num_steps=plan_value.num_steps_max,
+    )
+    asked = privacy.user_level or "uls"
+    result["compared"] = [price.to_dict() for price in prices]
+    result["reason"] = reason(prices, plan_value.user.kind, asked)
+    return {"user_level": result}
 
 
 def _price_job(job: Path, overrides: list[str], ledger: str | None) -> dict[str, Any]:
@@ -194,6 +224,7 @@ def _price_job(job: Path, overrides: list[str], ledger: str | None) -> dict[str,
         "without_reserve": price.without_reserve,
         "relative": price.extra_noise,
     }
+    result |= _compared(built)
     result["num_shares"] = built.plan.num_shares
     result["plan_digest"] = built.plan.digest
     result["blocks"] = _blocks(built, ledger)
@@ -251,12 +282,16 @@ def _show(result: dict[str, Any]) -> None:
     rows: list[tuple[str, Any]] = [
         ("epsilon", f"{result['epsilon']:.4f}  (PLD at T_max; RDP {by['rdp']:.4f})"),
         ("delta", f"{result['delta']:g}"),
-        ("unit", f"{result['unit']}, add/remove, {result['relation_domain']} list"),
+        (
+            "unit",
+            f"{_unit_words(result)}, add/remove, {result['relation_domain']} list",
+        ),
+        *_user_rows(result),
         ("noise multiplier", f"{result['noise_multiplier']:.6g}"),
         (
             "sample rate",
             f"{result['sample_rate']:.6g}  (expected batch "
-            f"{result['expected_batch_size']:.6g} of {result['size']})",
+            f"{result['expected_batch_size']:.6g} of {_drawn(result)})",
         ),
         (
             "steps",
@@ -291,6 +326,36 @@ def _show(result: dict[str, Any]) -> None:
             f"GDP approximation {gdp:.4f}: shown for comparison, never used as a "
             "guarantee."
         )
+
+
+def _drawn(result: dict[str, Any]) -> str:
+    """What is drawn: units, or with els the records of users."""
+    user = result.get("user")
+    if user is None:
+        return str(result["size"])
+    if user["kind"] == "els":
+        return f"{user['num_records']} records"
+    return f"{result['size']} users"
+
+
+def _unit_words(result: dict[str, Any]) -> str:
+    level = result.get("user_level")
+    return f"user (by `{level['column']}`)" if level else str(result["unit"])
+
+
+def _user_rows(result: dict[str, Any]) -> list[tuple[str, Any]]:
+    level = result.get("user_level")
+    if level is None:
+        return []
+    user = result["user"]
+    return [
+        (
+            "users",
+            f"{result['size']} with {user['num_records']} records, at most "
+            f"{user['max_records_per_user']} each",
+        ),
+        ("user level", level["reason"]),
+    ]
 
 
 def _block_rows(block: dict[str, Any]) -> list[tuple[str, str]]:

@@ -37,7 +37,7 @@ def run_baseline(worker: Worker) -> dict[int, list[int]]:
             worker.enter_phase(index)
             current = index
         key = derive_key(public_key, "baseline", step)
-        positions = mechanism.sample(key, worker.inputs.train.digests)
+        positions = mechanism.sample(key, worker.inputs.unit_digests)
         total = worker.collective.reduce_public(work.plain_sum(positions))
         work.apply(PrivateGrad(total / plan.expected_batch_size))
         if worker.rank == 0 and step + 1 in looks:

@@ -13,6 +13,7 @@ from pft_ray.cluster.specs import split_predicate
 from pft_ray.data.paths import resolve_model_path
 from pft_ray.data.prepare import PreparedData, prepare_data
 from pft_ray.data.tokenize import load_tokenizer, tokenize_table
+from pft_ray.data.users import UserGroups, cap_records, group_users
 from pft_ray.errors import DataError, InputError
 from pft_ray.ledger import dataset_commitment
 
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pft_ray.accounting.plan import Plan
     from pft_ray.config import JobSpec
+    from pft_ray.data.prepare import Records
     from pft_ray.data.tokens import TokenTable
     from pft_ray.ledger import Dataset, Ledger
 
@@ -44,11 +47,18 @@ class Inputs:
         train: Its shard of the training block.
         validation: The validation block, on rank 0 only.
         notes: Drops and true sizes, for operator.json.
+        groups: Which rows belong to which user, when users are sampled.
     """
 
     train: TokenTable
     validation: TokenTable | None
     notes: dict[str, Any]
+    groups: UserGroups | None = None
+
+    @property
+    def unit_digests(self) -> NDArray[np.uint8]:
+        """Digests of what a step samples: users, or records."""
+        return self.train.digests if self.groups is None else self.groups.digests
 
 
 def shard_of(digests: NDArray[np.uint8], rank: int, world: int) -> NDArray[np.int64]:
@@ -76,9 +86,17 @@ def _registered(
 
 
 def load_inputs(
-    job: JobSpec, base_dir: Path, source: KeySource, *, rank: int, world: int
+    job: JobSpec,
+    base_dir: Path,
+    source: KeySource,
+    *,
+    rank: int,
+    world: int,
+    plan: Plan | None = None,
 ) -> Inputs:
     """Reads and tokenises what ``rank`` needs.
+
+    With a plan that samples users, a user's records lie on one rank, side by side.
 
     Raises:
         DataError: The data cannot be read or are not those that were registered.
@@ -87,14 +105,35 @@ def load_inputs(
     prepared = _registered(job, base_dir, source.data_key(), commitment)
     tokenizer = load_tokenizer(resolve_model_path(job.model.path, base_dir))
     length, task = job.data.max_length, job.model.task
-    table, dropped = tokenize_table(prepared.train, tokenizer, length, task)
+    train, held_out = capped_blocks(prepared, job)
+    table, dropped = tokenize_table(train, tokenizer, length, task)
     notes = prepared.operator_notes()
     notes["dropped_by_tokenizer"] = dropped.to_dict()
     validation = None
     if rank == 0 and job.evaluation is not None:
-        validation, _ = tokenize_table(prepared.validation, tokenizer, length, task)
-    shard = table.take(shard_of(table.digests, rank, world))
-    return Inputs(shard, validation, notes)
+        validation, _ = tokenize_table(held_out, tokenizer, length, task)
+    user = None if plan is None else plan.user
+    if user is None or user.kind == "els":
+        shard = table.take(shard_of(table.digests, rank, world))
+        return Inputs(shard, validation, notes)
+    assert table.users is not None
+    shard, groups = group_users(table.take(shard_of(table.users, rank, world)))
+    return Inputs(shard, validation, notes, groups)
+
+
+def capped_blocks(prepared: PreparedData, job: JobSpec) -> tuple[Records, Records]:
+    """Returns the training and the validation records that a job uses.
+
+    Guarantee:
+        When the unit is the user, adding or removing one user adds or removes at most
+        ``max_records_per_user`` training records and at most one validation record,
+        and changes no other: a look, which counts validation records, has the
+        sensitivity of a single record for users too.
+    """
+    most = job.privacy.max_records_per_user
+    if job.privacy.unit == "record" or most is None:
+        return prepared.train, prepared.validation
+    return cap_records(prepared.train, most), cap_records(prepared.validation, 1)
 
 
 def check_inputs(job: JobSpec, base_dir: Path, ledger: Ledger) -> PreparedData:

@@ -124,6 +124,7 @@ def report_facts(
         model=job.model.path,
         registration=job.data.registration,
         curve=tuple(epsilon_curve(plan)),
+        user_column=job.data.user if plan.unit == "user" else None,
     )
 
 

@@ -133,7 +133,12 @@ class Worker:
     def _set_up(self) -> None:
         base_dir = Path(self.settings.base_dir)
         self.inputs: Inputs = load_inputs(
-            self.job, base_dir, self.client, rank=self.rank, world=self.world
+            self.job,
+            base_dir,
+            self.client,
+            rank=self.rank,
+            world=self.world,
+            plan=self.plan,
         )
         self.model: TrainedModel = load_model(model_spec(self.job, base_dir))
         self._try_phases()
@@ -142,6 +147,8 @@ class Worker:
             self.inputs.train,
             max_micro_batch=self.job.training.max_micro_batch,
             memory_limit_bytes=self._memory_limit_bytes(),
+            users=self.inputs.groups,
+            mean=self.plan.user is not None and self.plan.user.contribution == "mean",
         )
         self.initial = self.work.state()
 
@@ -197,7 +204,7 @@ class Worker:
             plan=self.plan,
             mechanism=SampledGaussian.from_plan(self.plan),
             work=self.work,
-            unit_digests=self.inputs.train.digests,
+            unit_digests=self.inputs.unit_digests,
             collective=self.collective,
         )
         looks = self.plan.evaluation is not None
@@ -278,7 +285,7 @@ class Worker:
             "rank": self.rank,
             "step": outcome.step,
             "released": outcome.released,
-            "num_units": len(self.inputs.train),
+            "num_units": len(self.inputs.unit_digests),
             "num_faulty": self.work.num_faulty,
             "one_unit_at_a_time": self.slow_phases,
             "data": self.inputs.notes,

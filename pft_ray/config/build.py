@@ -16,11 +16,14 @@ from pft_ray.accounting.plan import (
     EvaluationPlan,
     Phase,
     Plan,
+    UserLevel,
     canonical_json,
     default_fault_reserve,
     default_interval,
 )
+from pft_ray.accounting.user_levels import cheaper, price_user_levels
 from pft_ray.config.sections import JobSpec
+from pft_ray.config.users import USER_KEYS
 from pft_ray.ledger.budget import Envelope
 
 _PUBLIC_SECTIONS = {"data", "model", "privacy", "training", "evaluation", "version"}
@@ -68,6 +71,9 @@ def job_digest(job: JobSpec) -> str:
     for name, absent in _ADDED_LATER.items():
         if lora.get(name) == absent:
             del lora[name]
+    if job.privacy.unit == "record":
+        for key in USER_KEYS:
+            del data["privacy"][key]
     return hashlib.sha256(canonical_json(data)).hexdigest()
 
 
@@ -104,6 +110,35 @@ def _evaluation_plan(
     return with_sigma(sigma)
 
 
+def _user_level(
+    job: JobSpec, sample_rate: float, num_steps_max: int
+) -> tuple[UserLevel | None, float | None]:
+    """Returns how users are hidden, and the noise multiplier where it is known."""
+    privacy = job.privacy
+    if privacy.unit == "record":
+        return None, privacy.noise_multiplier
+    asked = privacy.user_level or "uls"
+    user = UserLevel(
+        kind="uls" if asked == "auto" else asked,
+        max_records_per_user=privacy.max_records_per_user or 0,
+        num_records=privacy.num_train_records or 0,
+        contribution=privacy.user_contribution or "mean",
+    )
+    if asked != "auto":
+        return user, privacy.noise_multiplier
+    best = cheaper(
+        price_user_levels(
+            user,
+            num_users=job.data.num_train,
+            target_epsilon=privacy.epsilon or 0.0,
+            delta=privacy.delta,
+            sample_rate=sample_rate,
+            num_steps=num_steps_max,
+        )
+    )
+    return best.user, best.noise_multiplier
+
+
 def build_plan(job: JobSpec) -> tuple[Plan, float]:
     """Prices a job: returns its plan and the PLD epsilon of training at T_max.
 
@@ -125,13 +160,14 @@ def build_plan(job: JobSpec) -> tuple[Plan, float]:
     reserve = job.privacy.fault_reserve
     if reserve is None:
         reserve = default_fault_reserve(num_steps, interval, grant_size)
-    sigma = job.privacy.noise_multiplier
+    user, sigma = _user_level(job, sample_rate, num_steps + reserve)
     if sigma is None:
         sigma = calibrate_noise_multiplier(
             target_epsilon=job.privacy.epsilon or 0.0,
             delta=job.privacy.delta,
             sample_rate=sample_rate,
             num_steps=num_steps + reserve,
+            user=user,
         )
     prepared = job.data.deduplicate != "none"
     fields: dict[str, Any] = {
@@ -148,6 +184,7 @@ def build_plan(job: JobSpec) -> tuple[Plan, float]:
         "checkpoint_interval": interval,
         "relation_domain": "prepared" if prepared else "raw",
         "job_digest": job_digest(job),
+        "user": user,
     }
     plan = Plan(**fields)
     epsilon = epsilon_of(plan.event, plan.delta)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pft_ray.config.users import check_users
 from pft_ray.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ def check_consistent(job: JobSpec) -> None:
         _check_task,
         _check_trainable,
         _check_sizes,
+        check_users,
         _check_evaluation,
         _check_workers,
     ):
@@ -114,8 +116,8 @@ def _check_workers(job: JobSpec) -> None:
     workers, shares = job.cluster.workers, job.training.noise_shares
     if workers > job.data.num_train:
         raise ConfigError(
-            f"cluster.workers {workers} is more than the {job.data.num_train} records "
-            "that data.num_train declares.",
+            f"cluster.workers {workers} is more than the {job.data.num_train} "
+            f"{job.privacy.unit}s that data.num_train declares.",
             "Lower cluster.workers.",
         )
     if shares is not None and shares < workers:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pft_ray.accounting.events import MOST_RECORDS_PER_USER
 from pft_ray.config.consistency import check_consistent
 from pft_ray.data.spec import DataSpec, SplitSpec
 from pft_ray.errors import ConfigError
@@ -61,7 +62,7 @@ class DataSection(Section):
         None, min_length=2, description="Declared classes."
     )
     id: Text | None = Field(None, description="Column of unique record ids.")
-    user: Text | None = Field(None, description="Column that names the person.")
+    user: Text | None = Field(None, description="Column that names the user.")
     split: SplitSection = SplitSection()
     num_train: Count = Field(description="Declared number n of training units.")
     num_validation: Count | None = Field(
@@ -146,7 +147,23 @@ class ModelSection(Section):
 class PrivacySection(Section):
     """The guarantee that is asked for."""
 
-    unit: Literal["record"] = Field("record", description="Whose presence is hidden.")
+    unit: Literal["record", "user"] = Field(
+        "record", description="Whose presence is hidden; user: a value of data.user."
+    )
+    user_level: Literal["uls", "els", "auto"] | None = Field(
+        None,
+        description="unit user: sample users (uls) or records (els), or the one with "
+        "less noise (auto); default: uls.",
+    )
+    max_records_per_user: (
+        Annotated[int, Field(ge=1, le=MOST_RECORDS_PER_USER)] | None
+    ) = Field(None, description="unit user: records of a user that are used at most.")
+    num_train_records: Count | None = Field(
+        None, description="unit user: declared training records after that cap."
+    )
+    user_contribution: Literal["mean", "sum"] | None = Field(
+        None, description="uls: a user's mean (default) or summed gradient is clipped."
+    )
     epsilon: Epsilon | None = Field(None, description="Target at T_max, by PLD.")
     noise_multiplier: Annotated[float, Field(ge=0.01, le=1e6)] | None = Field(
         None, description="sigma, in place of epsilon."
@@ -160,11 +177,11 @@ class PrivacySection(Section):
     @field_validator("unit", mode="before")
     @classmethod
     def _known_unit(cls, value: object) -> object:
-        if value in ("user", "owner"):
+        if value == "owner":
             raise ConfigError(
-                f"privacy.unit is {value!r}, but this version samples and clips "
-                f"single records: it cannot hide all records of one {value}.",
-                "Use unit: record, and know that it protects each record by itself.",
+                "privacy.unit is 'owner', but this version samples and clips records "
+                "and users: it cannot hide all records of one owner.",
+                "Use unit: user, and know that it protects each user by itself.",
             )
         return value
 

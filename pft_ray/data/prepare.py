@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pft_ray.data.load import read_rows
-from pft_ray.data.split import Role, role_of
+from pft_ray.data.split import role_of
 from pft_ray.data.units import (
     check_ids,
     registration_fingerprints,
     split_bytes,
     unit_digests,
 )
+from pft_ray.data.users import user_digests
 from pft_ray.data.validate import (
     DUPLICATE,
     Content,
@@ -41,15 +42,27 @@ class Records:
         digests: uint8 (n, 16), distinct.
         numbers: Place of each in the file, from 1, for the operator.
         targets: int64 (n,) class indices, or None.
+        users: uint8 (n, 16), digest of the user of each; None without a user column.
     """
 
     contents: tuple[Content, ...]
     digests: NDArray[np.uint8]
     numbers: tuple[int, ...]
     targets: NDArray[np.int64] | None = None
+    users: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.contents)
+
+    def take(self, places: NDArray[np.int64]) -> Records:
+        """Returns the records at ``places``, in that order."""
+        return Records(
+            contents=tuple(self.contents[place] for place in places.tolist()),
+            digests=self.digests[places],
+            numbers=tuple(self.numbers[place] for place in places.tolist()),
+            targets=None if self.targets is None else self.targets[places],
+            users=None if self.users is None else self.users[places],
+        )
 
 
 @dataclass(frozen=True)
@@ -125,10 +138,13 @@ def prepare_table(
     else:
         kept = set(range(len(records)))
     order = [p for p in np.lexsort(digests.T[::-1]).tolist() if p in kept]
+    whole = _records(records, digests, spec, fingerprint_key)
     roles = {p: role_of(split_bytes(records[p]), spec.split) for p in order}
     return PreparedData(
-        train=_block(records, digests, order, roles, "train"),
-        validation=_block(records, digests, order, roles, "validation"),
+        train=whole.take(np.asarray([p for p in order if roles[p] == "train"], int)),
+        validation=whole.take(
+            np.asarray([p for p in order if roles[p] == "validation"], int)
+        ),
         fingerprints=registration_fingerprints(table, spec, fingerprint_key),
         dropped=dropped,
         spec=spec,
@@ -146,19 +162,19 @@ def _first_of_equals(records: list[Record], digests: NDArray[np.uint8]) -> set[i
     return {place for _, place in best.values()}
 
 
-def _block(
+def _records(
     records: list[Record],
     digests: NDArray[np.uint8],
-    order: list[int],
-    roles: Mapping[int, Role],
-    role: Role,
+    spec: DataSpec,
+    fingerprint_key: bytes,
 ) -> Records:
-    places = [place for place in order if roles[place] == role]
-    targets = [records[place].target for place in places]
     labelled = any(record.target is not None for record in records)
+    targets = [record.target for record in records]
+    users = [str(record.user) for record in records]
     return Records(
-        contents=tuple(records[place].content for place in places),
-        digests=digests[np.asarray(places, dtype=np.int64)],
-        numbers=tuple(records[place].number for place in places),
+        contents=tuple(record.content for record in records),
+        digests=digests,
+        numbers=tuple(record.number for record in records),
         targets=np.asarray(targets, dtype=np.int64) if labelled else None,
+        users=user_digests(users, fingerprint_key) if spec.user else None,
     )

@@ -137,6 +137,7 @@ def tokenize_table(
         loss_mask=None
         if task == "classification"
         else _padded([row.loss or [] for row in rows], max_length, 0).astype(np.uint8),
+        users=None if records.users is None else records.users[places],
     )
     num_truncated = sum(row.truncated for row in rows)
     return table, Dropped.from_pairs(faults, num_truncated)

@@ -22,6 +22,7 @@ class TokenTable:
         targets: int64 (n,) class indices, or None for causal language models.
         loss_mask: uint8 (n, T), 1 where a token is predicted and counts in the
             loss, or None for classification.
+        users: uint8 (n, 16), digest of the user of each, or None.
     """
 
     input_ids: NDArray[np.int32]
@@ -29,6 +30,7 @@ class TokenTable:
     digests: NDArray[np.uint8]
     targets: NDArray[np.int64] | None = None
     loss_mask: NDArray[np.uint8] | None = None
+    users: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -46,4 +48,5 @@ class TokenTable:
             digests=self.digests[positions],
             targets=None if self.targets is None else self.targets[positions],
             loss_mask=None if self.loss_mask is None else self.loss_mask[positions],
+            users=None if self.users is None else self.users[positions],
         )

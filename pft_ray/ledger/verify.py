@@ -305,6 +305,7 @@ def _stated(run: Run) -> dict[str, Any]:
     plan = run.plan
     return {
         "unit": plan.unit,
+        **({} if plan.user is None else {"user": asdict(plan.user)}),
         "relation_domain": plan.relation_domain,
         "target_epsilon": plan.target_epsilon,
         "noise_multiplier": plan.noise_multiplier,

@@ -18,6 +18,7 @@ from pft_ray.training.prefix import Level, PrefixCache
 from pft_ray.training.spec import moves_base
 from pft_ray.training.totality import run_totally
 from pft_ray.training.types import ClippedSum, PrivateGrad
+from pft_ray.training.user_sums import UserSums
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from pft_ray.accounting.plan import Clipping
     from pft_ray.data.tokens import TokenTable
+    from pft_ray.data.users import UserGroups
     from pft_ray.training.clipping import PerRecordClipper
     from pft_ray.training.models import TrainedModel
 
@@ -43,10 +45,13 @@ class LocalWork:
 
     Args:
         model: The model; its trainable set is changed by :meth:`start_phase`.
-        table: The records that this process is responsible for, one unit a row.
+        table: The records that this process is responsible for.
         max_micro_batch: Records that run through the model together at most.
         memory_limit_bytes: Largest resident size of the process; the micro-batch is
             fitted to it by a probe at the start of each phase. None for no probe.
+        users: Which rows belong to which user, when users are the units; None: every
+            row is a unit.
+        mean: Whether the mean of a user's gradients is clipped, else their sum.
 
     Raises:
         ModelError: The records are longer than the model allows.
@@ -59,6 +64,8 @@ class LocalWork:
         *,
         max_micro_batch: int,
         memory_limit_bytes: int | None = None,
+        users: UserGroups | None = None,
+        mean: bool = True,
     ) -> None:
         if max_micro_batch < 1:
             raise InputError(
@@ -77,6 +84,19 @@ class LocalWork:
         self.slow_reason = ""
         self._optimizer: PrivateOptimizer | None = None
         self._faulty: set[int] = set()
+        self._num_units = len(table if users is None else users)
+        self._users: UserSums | None = None
+        if users is not None:
+            self._users = UserSums(
+                groups=users,
+                lengths=table.lengths,
+                mean=mean,
+                max_micro_batch=max_micro_batch,
+                batch=self._cache.batch,
+                losses=model.losses,
+                probe=self._probe,
+                faulty=self._faulty,
+            )
         self._base_moved = False
 
     @property
@@ -114,6 +134,8 @@ class LocalWork:
         named = self._model.set_trainable(trainable)
         self._clipper, self.slow_reason = self._choose_clipper(named, clipping)
         self.micro_batch = self._fit_micro_batch()
+        if self._users is not None:
+            self._users.max_micro_batch = self.micro_batch
         self._optimizer = PrivateOptimizer(named, optimizer)
         self._trainable = trainable
         self._cache.start_phase(trainable)
@@ -121,25 +143,34 @@ class LocalWork:
             self._evaluation[1].start_phase(trainable)
 
     def clipped_sum(self, positions: NDArray[np.int64], clip_norm: float) -> ClippedSum:
-        """Returns the sum of the clipped gradients of the records at ``positions``.
+        """Returns the sum of the clipped contributions of the units at ``positions``.
 
         Args:
-            positions: Distinct rows of the table; none gives zeros, without running
-                the model.
+            positions: Distinct rows of the table, or numbers of users; none gives
+                zeros, without running the model.
             clip_norm: C.
 
         Guarantee:
-            Leaving one record out changes the sum by at most C in L2 norm, whatever
-            the record does: raise, exhaust memory, or give values that are not
-            finite. Such a record contributes zero and disturbs no other. Shapes are
+            Leaving one unit out changes the sum by at most C in L2 norm, whatever
+            its records do: raise, exhaust memory, or give values that are not finite.
+            Such a record contributes zero and disturbs no other. Shapes are
             those of the table, never of the records drawn. (Other records' values may
             change in their last fp32 bits when they fall into another micro-batch.)
         """
+        self._check_positions(positions)
+        if self._users is not None:
+            users = np.asarray(positions, dtype=np.int64)
+            total = self._users.sum(users, self._phase_clipper, clip_norm)
+            return ClippedSum(total, clip_norm)
         run = partial(self._phase_clipper.clipped_sum, clip_norm=clip_norm)
         return ClippedSum(self._sum(positions, run), clip_norm)
 
     def plain_sum(self, positions: NDArray[np.int64]) -> torch.Tensor:
         """Returns the unclipped sum, flat fp64: for non-private baselines only."""
+        self._check_positions(positions)
+        if self._users is not None:
+            users = np.asarray(positions, dtype=np.int64)
+            return self._users.sum(users, self._phase_clipper, None)
         return self._sum(positions, self._phase_clipper.plain_sum)
 
     def apply(self, grad: PrivateGrad) -> None:
@@ -233,19 +264,22 @@ class LocalWork:
             raise RuntimeError(msg)
         return self._optimizer
 
+    def _check_positions(self, positions: NDArray[np.int64]) -> None:
+        rows = np.asarray(positions, dtype=np.int64)
+        distinct = np.unique(rows)
+        if len(distinct) != len(rows):
+            msg = "a unit is in the batch twice"
+            raise ValueError(msg)
+        if len(rows) and not 0 <= distinct[0] <= distinct[-1] < self._num_units:
+            msg = f"positions must lie in [0, {self._num_units})"
+            raise ValueError(msg)
+
     def _sum(
         self,
         positions: NDArray[np.int64],
         run: Callable[[Callable[[], torch.Tensor], int], _SumAndNorms],
     ) -> torch.Tensor:
         rows = np.asarray(positions, dtype=np.int64)
-        distinct = np.unique(rows)
-        if len(distinct) != len(rows):
-            msg = "a record is in the batch twice"
-            raise ValueError(msg)
-        if len(rows) and not 0 <= distinct[0] <= distinct[-1] < len(self._table):
-            msg = f"positions must lie in [0, {len(self._table)})"
-            raise ValueError(msg)
         usable = rows[self._table.lengths[rows] > 0]
         self._faulty.update(np.setdiff1d(rows, usable).tolist())
 

@@ -16,6 +16,7 @@ from pft_ray.accounting.events import (
     Gaussian,
     NonPrivate,
     PoissonGaussian,
+    PoissonMixture,
     Repeat,
     check_count,
     check_positive,
@@ -31,6 +32,7 @@ LEAVES = st.one_of(
     st.builds(Gaussian, SIGMAS),
     st.builds(PoissonGaussian, st.floats(1e-9, 1.0), SIGMAS),
     st.builds(DiscreteGaussian, SIGMAS, st.integers(1, 5000)),
+    st.builds(PoissonMixture, st.floats(1e-9, 1.0), SIGMAS, st.integers(1, 1000)),
     st.just(NonPrivate()),
 )
 EVENTS = st.recursive(

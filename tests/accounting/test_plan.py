@@ -20,6 +20,7 @@ from pft_ray.accounting.plan import (
     EvaluationPlan,
     Phase,
     Plan,
+    UserLevel,
     default_fault_reserve,
     default_interval,
 )
@@ -78,9 +79,18 @@ OTHER_LOOKS = {
     "loss_levels": 512,
 }
 
-PLANS = st.builds(
+USERS = UserLevel("uls", 4, 9000, "mean")
+OTHER_USERS = {
+    "kind": "els",
+    "max_records_per_user": 5,
+    "num_records": 9001,
+    "contribution": "sum",
+}
+OTHER["user"] = USERS
+
+RECORD_PLANS = st.builds(
     Plan,
-    unit=st.sampled_from(["record", "user"]),
+    unit=st.just("record"),
     size=st.integers(2, 10**6),
     sample_rate=st.floats(1e-6, 1.0),
     noise_multiplier=st.floats(0.1, 100.0),
@@ -100,6 +110,17 @@ PLANS = st.builds(
     target_epsilon=st.none() | st.floats(0.1, 10),
     evaluation=st.none() | st.just(LOOKS),
 )
+PLANS = RECORD_PLANS | st.builds(
+    lambda plan, user: dataclasses.replace(plan, unit="user", user=user),
+    RECORD_PLANS,
+    st.builds(
+        UserLevel,
+        kind=st.sampled_from(["uls", "els"]),
+        max_records_per_user=st.integers(1, 99),
+        num_records=st.integers(1, 10**6),
+        contribution=st.sampled_from(["mean", "sum"]),
+    ),
+)
 
 
 def test_the_cases_below_cover_every_field():
@@ -107,11 +128,22 @@ def test_the_cases_below_cover_every_field():
     assert set(OTHER_PHASE) == {field.name for field in dataclasses.fields(Phase)}
     names = {field.name for field in dataclasses.fields(EvaluationPlan)}
     assert set(OTHER_LOOKS) == names
+    assert set(OTHER_USERS) == {field.name for field in dataclasses.fields(UserLevel)}
 
 
 @pytest.mark.parametrize("name", OTHER)
 def test_digest_changes_with_each_field(name):
-    assert dataclasses.replace(PLAN, **{name: OTHER[name]}).digest != PLAN.digest
+    changes = {name: OTHER[name]}
+    if name in ("unit", "user"):  # belong together
+        changes = {"unit": "user", "user": USERS}
+    assert dataclasses.replace(PLAN, **changes).digest != PLAN.digest
+
+
+@pytest.mark.parametrize("name", OTHER_USERS)
+def test_digest_changes_with_each_field_of_the_users(name):
+    plan = dataclasses.replace(PLAN, unit="user", user=USERS)
+    users = dataclasses.replace(USERS, **{name: OTHER_USERS[name]})
+    assert dataclasses.replace(plan, user=users).digest != plan.digest
 
 
 @pytest.mark.parametrize("name", OTHER_PHASE)
@@ -158,6 +190,8 @@ def test_digest_is_stable():
     "change",
     [
         {"unit": "owner"},
+        {"unit": "user"},
+        {"user": UserLevel("uls", 4, 9000)},
         {"size": 0},
         {"size": "4150"},
         {"sample_rate": 0.0},

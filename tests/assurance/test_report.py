@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pft_ray.accounting.accountants import epsilon
 from pft_ray.accounting.events import Repeat
-from pft_ray.accounting.plan import Phase
+from pft_ray.accounting.plan import Phase, UserLevel
 from pft_ray.assurance.claims import collect_claims
 from pft_ray.assurance.report import BlockLine, Look, ReportFacts, build_report
 from pft_ray.assurance.report_html import render_html
@@ -109,6 +109,7 @@ def test_nothing_about_the_course_of_a_run_can_be_told():
         "run_id", "job_name", "plan", "epsilon_by_accountant", "blocks",
         "training_block", "looks", "workers", "public", "reservation_sequence",
         "reservation_root", "model", "registration", "curve",
+            "user_column",
     }  # fmt: skip
     assert {field.name for field in dataclasses.fields(BlockLine)} == {
         "name", "role", "epsilon", "delta", "run_epsilon", "run_delta",
@@ -272,8 +273,14 @@ def test_limits_of_the_guarantee_are_named():
     text = " ".join(build_report(make_facts())["not_covered"])
     for words in ("pre-training data", "when it is served", "records of one person"):
         assert words in text
-    users = build_report(make_facts(plan=make_plan(unit="user")))["not_covered"]
-    assert "records of one person" not in " ".join(users)
+    plan = make_plan(unit="user", user=UserLevel("uls", 4, 9000))
+    users = build_report(make_facts(plan=plan, user_column="sender"))
+    assert "records of one person" not in " ".join(users["not_covered"])
+    assert "A person who is several users" in " ".join(users["not_covered"])
+    assert "any one user (by `sender`) of the" in users["guarantee"]
+    assert "not a person" in users["unit_note"]
+    assert (users["unit"], users["user"]["max_records_per_user"]) == ("user", 4)
+    assert "user" not in build_report(make_facts())
 
 
 def test_sentence_bounds_the_probabilities():

@@ -120,10 +120,14 @@ class PerRecordClipper:
         return self._weighted_sum(losses_fn, num_records, clip_norm, segments)
 
     def plain_sum(
-        self, losses_fn: Callable[[], torch.Tensor], num_records: int
+        self,
+        losses_fn: Callable[[], torch.Tensor],
+        num_records: int,
+        *,
+        segments: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the unclipped sum and the norms: for baselines, without guarantee."""
-        return self._weighted_sum(losses_fn, num_records, None)
+        return self._weighted_sum(losses_fn, num_records, None, segments)
 
     @torch.no_grad()
     def _weighted_sum(
