@@ -54,6 +54,7 @@ def price_of_reserve(plan: Plan) -> ReservePrice:
     if plan.fault_reserve == 0:
         return ReservePrice(plan.noise_multiplier, plan.noise_multiplier)
     without = calibrate_noise_multiplier(
+        user=plan.user,
         target_epsilon=epsilon(plan.event, plan.delta),
         delta=plan.delta,
         sample_rate=plan.sample_rate,

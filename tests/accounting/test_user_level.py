@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from scipy.stats import binom, norm
 
 from pft_ray.accounting.accountants import delta, epsilon
+from pft_ray.accounting.curves import price_of_reserve
 from pft_ray.accounting.events import PoissonGaussian, PoissonMixture, Repeat
 from pft_ray.accounting.mixtures import mixture_distribution
-from pft_ray.accounting.plan import UserLevel
+from pft_ray.accounting.plan import Phase, Plan, UserLevel
 from pft_ray.accounting.renyi import renyi_divergence
 from pft_ray.accounting.user_levels import (
     UserPrice,
@@ -176,3 +177,20 @@ def test_the_cheaper_way_has_less_noise_to_signal():
     unreachable = replace(users, noise_multiplier=math.inf)
     with pytest.raises(PlanError, match="neither by users nor by records"):
         cheaper((unreachable, replace(full, noise_multiplier=math.inf)))
+
+
+def test_the_price_of_the_reserve_is_that_of_users():
+    users = UserLevel("els", 3, 200)
+    plan = Plan(
+        unit="user",
+        size=73,
+        sample_rate=0.2,
+        noise_multiplier=2.5,
+        phases=(Phase("one", 16, "head", 1.0),),
+        fault_reserve=6,
+        delta=1e-5,
+        user=users,
+    )
+    assert plan.event == Repeat(PoissonMixture(0.2, 2.5, 3), 22)
+    assert plan.expected_batch_size == pytest.approx(40)
+    assert 0 < price_of_reserve(plan).extra_noise < 0.3

@@ -204,7 +204,7 @@ def test_the_schema_says_what_the_reader_says():
     assert set(schema["required"]) == {"name", "data", "model", "privacy", "training"}
     assert set(schema["properties"]) == set(JobSpec.model_fields)
     privacy = schema["$defs"]["PrivacySection"]["properties"]
-    assert privacy["unit"]["const"] == "record"
+    assert privacy["unit"]["enum"] == ["record", "user"]
     assert privacy["delta"]["exclusiveMaximum"] == 1
 
 

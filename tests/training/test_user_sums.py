@@ -111,9 +111,9 @@ def test_a_faulty_record_is_left_out_alone(tiny_folders, fault, monkeypatch):
         rows = [int(row) for row in groups.rows(user)]
         kept = np.array([places[row] for row in rows if row != poison])
         own = alone.plain_sum(kept) / len(rows)
-        expected += own * min(1.0, 0.4 / float(own.norm()))
+        expected += own * min(1.0, 0.05 / float(own.norm()))
     monkeypatch.setattr(work._users, "losses", faulty)
-    found = work.clipped_sum(np.arange(len(groups)), 0.4).vector
+    found = work.clipped_sum(np.arange(len(groups)), 0.05).vector
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
