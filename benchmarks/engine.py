@@ -1,6 +1,8 @@
 """A private step against the same step without privacy, for whole models.
 
-python benchmarks/engine.py [--case NAME] [--quick] [--out FOLDER]
+python benchmarks/engine.py [--case NAME|main] [--quick] [--out FOLDER]
+
+``--case main`` leaves out how the cost grows with tokens, batch and vocabulary.
 """
 
 from __future__ import annotations
@@ -96,9 +98,11 @@ def figures_of(case: Case, found: dict[str, object]) -> tuple[list[Figure], list
 def main() -> None:
     given = options(case="")
     cases = [c for c in (*CASES, *GROWTH) if given.case in ("", c.name)]
+    if given.case == "main":
+        cases = list(CASES)
     if not cases:
         sys.exit(f"unknown case; known: {', '.join(c.name for c in (*CASES, *GROWTH))}")
-    name = "engine" + (f"-{given.case}" if given.case else "")
+    name = "engine" + (f"-{given.case}" if given.case not in ("", "main") else "")
     card = Card(
         name,
         "Private against plain: one step of whole models",
