@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pft_ray.accounting.plan import Clipping
     from pft_ray.training.clipping.contributions import Contribution
 
-DEFAULT_LIMIT_BYTES = 512 << 20
+DEFAULT_LIMIT_BYTES = 1 << 30
 
 
 class PerRecordClipper:
