@@ -199,8 +199,8 @@ class TrainingLoop:
         return _GRANTED
 
     def _make(self, keys: StepKeys, outcome: LoopOutcome) -> None:
-        self._enter(keys.step)
         try:
+            self._enter(keys.step)
             self.private_step.run(keys)
         except VoidStepError:
             raise

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from pft_ray.errors import PftError
+from pft_ray.training.clipping.listing import UnsupportedUseError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,9 +62,12 @@ def run_totally(
         part = pending.pop()
         try:
             result = compute(part)
-        except PftError:
-            raise
-        except Exception as error:  # noqa: BLE001 - any fault of a record ends here
+        except Exception as error:
+            # A use of a parameter that made-up records do not show is a record's own.
+            if isinstance(error, PftError) and not isinstance(
+                error, UnsupportedUseError
+            ):
+                raise
             if len(part) == 1:
                 probe()
                 yield part, None

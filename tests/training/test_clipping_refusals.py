@@ -8,7 +8,12 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from pft_ray.errors import ModelError, PlanError
-from pft_ray.training.clipping import PerRecordClipper, UnsupportedUseError
+from pft_ray.training.clipping import (
+    OneUnitClipper,
+    PerRecordClipper,
+    UnsupportedUseError,
+    choose_clipper,
+)
 from tests.training.tiny import loaded, naive_sum, relative_error, spec_of
 
 
@@ -103,10 +108,29 @@ def test_listed_parameters_must_be_trainable_and_the_models_own():
 
 def test_a_parameter_without_gradient_is_named():
     module = nn.ModuleDict({"used": nn.Linear(3, 1), "unused": nn.Linear(3, 1)})
-    clipper = PerRecordClipper(module, list(module.named_parameters()))
     x = torch.randn(2, 3)
-    with pytest.raises(ModelError, match=r"'unused\.weight' got no gradient"):
-        clipper.clipped_sum(lambda: module["used"](x).sum(1), 2, 1.0)
+    with pytest.raises(ModelError, match=r"'unused\.bias' got no gradient"):
+        choose_clipper(
+            module,
+            list(module.named_parameters()),
+            lambda rows: module["used"](x[rows]).sum(1),
+            2,
+        )
+
+
+@pytest.mark.parametrize("kind", [PerRecordClipper, OneUnitClipper])
+def test_what_one_record_does_not_use_is_zero_and_no_error(kind):
+    """An expert, say: an error would tell where the record's tokens went."""
+    module = nn.ModuleDict({"a": nn.Linear(3, 1), "b": nn.Linear(3, 1)}).double()
+    x = torch.ones(1, 3, dtype=torch.float64)
+
+    def losses():
+        return module["a" if float(x[0, 0]) > 0 else "b"](x).sum(1)
+
+    clipper = kind(module, list(module.named_parameters()))
+    found, norms = clipper.clipped_sum(losses, 1, 10.0)
+    assert found.tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    assert float(norms[0]) == pytest.approx(2.0)
 
 
 def test_a_gradient_that_passes_the_recorder_by_is_named():

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pft_ray.errors import ModelError
+from pft_ray.training.clipping import UnsupportedUseError
 from pft_ray.training.totality import is_out_of_memory, run_totally
 
 
@@ -64,3 +65,21 @@ def test_a_stop_by_the_user_is_not_swallowed():
 )
 def test_out_of_memory_is_told_apart(error, expected):
     assert is_out_of_memory(error) is expected
+
+
+def test_an_unknown_use_of_one_record_is_the_records_own():
+    """Made-up records did not show it, so it depends on what the record holds."""
+
+    def compute(rows):
+        if 3 in rows:
+            raise UnsupportedUseError("In a branch that few records take.")
+        return len(rows)
+
+    found = list(run_totally(np.arange(5), compute, lambda: None))
+    assert [(rows.tolist(), result) for rows, result in found] == [
+        ([0], 1),
+        ([1], 1),
+        ([2], 1),
+        ([3], None),
+        ([4], 1),
+    ]

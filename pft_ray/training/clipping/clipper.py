@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from pft_ray.accounting.events import check_positive
-from pft_ray.errors import ModelError
 from pft_ray.training.clipping.gradients import RecordGradients
-from pft_ray.training.clipping.listing import UnsupportedUseError, check_trained
+from pft_ray.training.clipping.listing import (
+    UnsupportedUseError,
+    check_trained,
+    sum_of_finite,
+)
 from pft_ray.training.clipping.modes import factors_of, groups_of
 from pft_ray.training.clipping.recorder import Recorder, run_backward
 from pft_ray.training.clipping.segments import check_segments
@@ -104,8 +107,7 @@ class PerRecordClipper:
         Raises:
             UnsupportedUseError: A parameter is used in a way that has no batched
                 per-record gradient, or a layer lost the record dimension.
-            ModelError: The losses are not one a record, or do not depend on a
-                parameter.
+            ModelError: The losses are not one a record, or depend on nothing trained.
             ValueError: ``segments`` is not of that form.
 
         Guarantee:
@@ -167,17 +169,8 @@ class PerRecordClipper:
 
         watched = Recorder(self._module, self._parameters, num_records, add)
         with self._cleared(), watched, torch.enable_grad():
-            losses = losses_fn()
-            if losses.shape != (num_records,) or not losses.requires_grad:
-                raise ModelError(
-                    f"The loss has shape {tuple(losses.shape)} for {num_records} "
-                    "records, or does not depend on a trained parameter.",
-                    "Return one loss a record; a mean over a batch is unsound.",
-                )
-            finite = torch.isfinite(losses.detach())
-            total = torch.where(finite, losses, torch.zeros_like(losses)).sum()
+            total, finite = sum_of_finite(losses_fn(), num_records)
             run_backward(total)
-        self._check_complete(gradients)
         return gradients, finite
 
     @contextmanager
@@ -195,12 +188,3 @@ class PerRecordClipper:
         finally:
             for _, parameter in self._parameters:
                 parameter.grad = None
-
-    @staticmethod
-    def _check_complete(gradients: RecordGradients) -> None:
-        if gradients.missing:
-            raise ModelError(
-                f"Parameter {gradients.missing[0]!r} got no gradient: the loss does "
-                "not depend on it.",
-                "Freeze it, or check that its module takes part in the forward pass.",
-            )

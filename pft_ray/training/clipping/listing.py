@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -59,3 +60,21 @@ def check_trained(
                 "parameters.",
                 "Freeze it or list it.",
             )
+
+
+def sum_of_finite(
+    losses: torch.Tensor, num_records: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the sum of the losses that are finite, and which are, (B,) bool.
+
+    Raises:
+        ModelError: The losses are not one a record, or depend on nothing trained.
+    """
+    if losses.shape != (num_records,) or not losses.requires_grad:
+        raise ModelError(
+            f"The loss has shape {tuple(losses.shape)} for {num_records} records, or "
+            "does not depend on a trained parameter.",
+            "Return one loss a record; a mean over a batch is unsound.",
+        )
+    finite = torch.isfinite(losses.detach())
+    return torch.where(finite, losses, torch.zeros_like(losses)).sum(), finite

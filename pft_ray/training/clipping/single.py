@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pft_ray.accounting.events import check_positive
-from pft_ray.errors import ModelError
-from pft_ray.training.clipping.listing import check_trained
+from pft_ray.training.clipping.listing import check_trained, sum_of_finite
 from pft_ray.training.clipping.modes import factors_of, groups_of
 
 if TYPE_CHECKING:
@@ -30,6 +29,10 @@ class OneUnitClipper:
         named_parameters: What is trained, in the order of the flat vector.
         mode: ``flat``, ``automatic`` or ``per_layer`` (:mod:`.modes`).
 
+    Attributes:
+        unused: Parameters that the last unit's loss did not depend on. It may be a
+            unit's own affair, such as an expert that none of its tokens went to.
+
     Raises:
         ModelError: A parameter is frozen or not the model's, a trainable one is not
             listed, or the model has a batch normalisation.
@@ -45,6 +48,7 @@ class OneUnitClipper:
         check_trained(module, named_parameters)
         self._parameters = list(named_parameters)
         self._mode = mode
+        self.unused: set[str] = set()
         groups = groups_of([name for name, _ in self._parameters], mode)
         numels = [p.numel() for _, p in self._parameters]
         self._group_of = torch.repeat_interleave(
@@ -73,8 +77,7 @@ class OneUnitClipper:
             segments: All equal: the records are one unit's. Without it B is 1.
 
         Raises:
-            ModelError: The losses are not one a record, or do not depend on a
-                parameter.
+            ModelError: The losses are not one a record, or depend on nothing trained.
 
         Guarantee:
             The sum has norm at most C; a unit that is not finite gives zero and NaN.
@@ -114,30 +117,15 @@ class OneUnitClipper:
         self, losses_fn: Callable[[], torch.Tensor], num_records: int
     ) -> torch.Tensor:
         with torch.enable_grad():
-            losses = losses_fn()
-            if losses.shape != (num_records,) or not losses.requires_grad:
-                raise ModelError(
-                    f"The loss has shape {tuple(losses.shape)} for {num_records} "
-                    "records, or does not depend on a trained parameter.",
-                    "Return one loss a record; a mean over a batch is unsound.",
-                )
-            finite = torch.isfinite(losses.detach())
-            total = torch.where(finite, losses, torch.zeros_like(losses)).sum()
+            total, finite = sum_of_finite(losses_fn(), num_records)
             roots = [p for _, p in self._parameters]
             grads: Sequence[torch.Tensor | None] = torch.autograd.grad(
                 total, roots, allow_unused=True
             )
-        parts: list[torch.Tensor] = []
-        for (name, _), grad in zip(self._parameters, grads, strict=True):
-            if grad is None:
-                raise ModelError(
-                    f"Parameter {name!r} got no gradient: the loss does not depend on "
-                    "it.",
-                    "Freeze it, or check that its module takes part in the forward "
-                    "pass.",
-                )
-            parts.append(grad.detach().flatten().double())
-        flat = torch.cat(parts)
+        pairs = list(zip(self._parameters, grads, strict=True))
+        self.unused = {name for (name, _), grad in pairs if grad is None}
+        parts = [p.detach() * 0 if g is None else g.detach() for (_, p), g in pairs]
+        flat = torch.cat([part.flatten().double() for part in parts])
         return flat if bool(finite.any()) else torch.full_like(flat, torch.nan)
 
 

@@ -59,11 +59,14 @@ def choose_clipper(
     buffers = [(name, b.clone()) for name, b in module.named_buffers()]
     total = torch.zeros(alone.num_parameters, dtype=torch.float64)
     norms = torch.zeros(num_records, dtype=torch.float64)
+    unused = {name for name, _ in named_parameters}
     for index in range(num_records):
         one = slice(index, index + 1)
         gradient, norm = alone.plain_sum(partial(losses_of, one), 1)
         total += gradient
         norms[index] = norm[0]
+        unused &= alone.unused
+    _check_used(unused)
     _check_plain(module, norms, buffers)
     try:
         fast = PerRecordClipper(module, named_parameters, mode=mode)
@@ -85,6 +88,15 @@ def choose_clipper(
 def _slow(reason: str) -> str:
     _LOG.warning("units run one by one, which is slower: %s", reason)
     return reason
+
+
+def _check_used(unused: set[str]) -> None:
+    if unused:
+        raise ModelError(
+            f"Parameter {min(unused)!r} got no gradient: the loss of no made-up record "
+            "depends on it.",
+            "Freeze it, or check that its module takes part in the forward pass.",
+        )
 
 
 def _check_plain(
