@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import ast
-import errno
 import multiprocessing
-import os
 import sqlite3
 import stat
-import subprocess
-import sys
-import textwrap
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -28,8 +23,7 @@ from pft_ray.errors import (
     PftError,
     VerificationError,
 )
-from pft_ray.ledger import Ledger, LedgerState, apply
-from pft_ray.ledger.entries import read_entry
+from pft_ray.ledger import Ledger
 from pft_ray.ledger.store import Store
 from tests.ledger.builders import (
     TRAIN,
@@ -44,26 +38,7 @@ from tests.ledger.builders import (
     raw,
     start_run,
 )
-
-ROOT = Path(__file__).parents[2]
-
-
-def replay(path: Path) -> LedgerState:
-    """The state from raw rows, by the pure core alone."""
-    state = LedgerState()
-    with closing(sqlite3.connect(path)) as connection:
-        for row in connection.execute(
-            "SELECT seq, CAST(kind AS BLOB), CAST(body AS BLOB), "
-            "CAST(prev_hash AS BLOB), CAST(hash AS BLOB) FROM entries ORDER BY seq"
-        ):
-            apply(state, read_entry(row))
-    return state
-
-
-def running(ledger: Ledger) -> LedgerState:
-    """The state that the ledger keeps in memory, without reading the file again."""
-    return ledger._chain._state
-
+from tests.ledger.replaying import replay, run_python, running
 
 # -- opening ------------------------------------------------------------------------
 
@@ -391,151 +366,6 @@ def test_an_interrupt_inside_an_append_leaves_no_open_transaction(ledger, monkey
     assert running(ledger) == replay(ledger.path)
 
 
-def _run(
-    script: str, *arguments: object, before: tuple[str, ...] = ()
-) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
-    return subprocess.run(
-        [*before, *command],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-
-
-_FILL = """
-    import resource, signal, sys
-    from pathlib import Path
-    from pft_ray.errors import LedgerStorageError
-    from tests.ledger.builders import *
-    from tests.ledger.test_storage import replay, running
-
-    folder, limit = Path(sys.argv[1]), int(sys.argv[2])
-    ledger = open_ledger(folder)
-    add_blocks(ledger)
-    epoch, attempt = start_run(ledger, phases=make_plan().phases * 100, size=10_000)
-    if limit:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    acknowledged = 0
-    try:
-        for step in range(2000):
-            ledger.charge_steps("run", epoch, attempt, step, step + 1, nonce(step))
-            acknowledged = step + 1
-    except LedgerStorageError as error:
-        print("refused", error.code, error.details["sqlite"])
-    if limit:
-        hard = resource.RLIM_INFINITY
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-    assert ledger.run_status("run").num_steps_charged >= acknowledged
-    assert running(ledger) == replay(ledger.path)
-    ledger.close()
-    ledger = open_ledger(folder)
-    charged = ledger.run_status("run").num_steps_charged
-    assert acknowledged <= charged <= acknowledged + 1
-    print("acknowledged", acknowledged)
-    if limit:
-        ledger.charge_steps("run", epoch, attempt, 1990, 1991, nonce(1990))
-        print("works again")
-"""
-
-
-def test_a_limit_on_the_file_refuses_and_loses_nothing(tmp_path):
-    done = _run(_FILL, tmp_path, 400_000)
-    assert done.returncode == 0, done.stderr
-    assert "refused ledger-storage" in done.stdout
-    assert "works again" in done.stdout
-    acknowledged = int(done.stdout.split("acknowledged ")[1].split()[0])
-    assert 10 < acknowledged < 1990
-    with open_ledger(tmp_path) as ledger:
-        assert ledger.run_status("run").num_steps_charged in (
-            acknowledged + 1,
-            acknowledged + 2,  # the refused one may have reached the disk
-        )
-
-
-# A mount name space of its own: the small disk goes away with the process.
-_SMALL_DISK = ("unshare", "--mount", "sh", "-c")
-_MOUNT = 'mount -t tmpfs -o size=1m tmpfs "$0" && exec "$@"'
-
-
-def test_a_full_disk_refuses_and_loses_nothing(tmp_path):
-    probe = [*_SMALL_DISK, _MOUNT, str(tmp_path), "true"]
-    try:
-        if subprocess.run(probe, capture_output=True, check=False).returncode:
-            pytest.skip("mounting a small disk needs more rights")
-    except FileNotFoundError:
-        pytest.skip("unshare is not installed")
-    done = _run(_FILL, tmp_path, 0, before=(*_SMALL_DISK, _MOUNT, str(tmp_path)))
-    assert done.returncode == 0, done.stderr
-    assert "refused ledger-storage SQLITE_FULL" in done.stdout
-    assert int(done.stdout.split("acknowledged ")[1]) > 10
-
-
-_READ_ONLY = """
-    import os, sys
-    from pathlib import Path
-    from pft_ray.errors import LedgerStorageError
-    from pft_ray.ledger import Ledger, verify
-    from tests.ledger.builders import *
-
-    if os.geteuid() == 0:
-        os.setgroups([])
-        os.setgid(65534)
-        os.setuid(65534)
-    path = Path(sys.argv[1])
-    try:
-        ledger = Ledger.open(path)
-        ledger.take_epoch("other")
-    except LedgerStorageError as error:
-        print("refused", error.message)
-    print(verify(path, epsilon=price_nothing).num_entries)
-"""
-
-
-@pytest.mark.parametrize("folder_mode", [0o555, 0o777])
-def test_a_read_only_file_can_be_verified_and_not_charged(tmp_path, folder_mode):
-    with open_ledger(tmp_path) as ledger:
-        add_blocks(ledger)
-        live_through(ledger)
-        plan = make_plan()
-        ledger.reserve("other", plan, make_envelopes(plan))
-        rows = ledger.position().sequence
-    # One level more under xdist; those above belong to the system.
-    for parent in (tmp_path, *tmp_path.parents[:3]):
-        if parent.stat().st_uid == os.geteuid() and parent.name.startswith(
-            ("test_", "popen-", "pytest-")
-        ):
-            parent.chmod(0o755)
-    (tmp_path / "ledger.db").chmod(0o444)
-    tmp_path.chmod(folder_mode)
-    done = _run(_READ_ONLY, tmp_path / "ledger.db")
-    tmp_path.chmod(0o755)
-    assert done.returncode == 0, done.stderr
-    assert "refused" in done.stdout
-    assert done.stdout.split()[-1] == str(rows)
-    assert num_rows(tmp_path / "ledger.db") == rows
-
-
-def test_a_folder_that_cannot_be_made_is_a_typed_error(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(LedgerStorageError):
-        Ledger.open(tmp_path / "file" / "ledger.db", create=True)
-
-
-def test_a_disk_without_hard_links_is_a_typed_error(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(os, "link", refuse)
-    with pytest.raises(LedgerStorageError):
-        open_ledger(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_ledger_that_shrinks_while_open_is_noticed(tmp_path):
     with open_ledger(tmp_path) as ledger:
         add_blocks(ledger)
@@ -605,7 +435,7 @@ def test_rows_hold_no_time_and_no_key(tmp_path):
 
 
 def test_the_ledger_loads_neither_torch_nor_ray():
-    done = _run(
+    done = run_python(
         """
         import sys
         import pft_ray.ledger
