@@ -245,7 +245,9 @@ class TrainingSection(Section):
     seed: Annotated[int, Field(ge=0, lt=2**62)] = Field(
         0, description="Public seed of initial weights only."
     )
-    max_micro_batch: Count = Field(64, description="Units a forward pass at most.")
+    max_micro_batch: Annotated[int, Field(ge=1, le=4096)] = Field(
+        64, description="Units a forward pass at most."
+    )
     memory_limit_gib: Positive | None = Field(
         None, description="Fit the micro-batch to this size of a worker's process."
     )

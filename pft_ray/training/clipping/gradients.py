@@ -12,24 +12,30 @@ from pft_ray.training.clipping.contributions import (
     Direct,
     Held,
     Lookup,
+    Outer,
     add_weighted_rows,
     squared_row_norms,
 )
-from pft_ray.training.clipping.inner import squared_norms
+from pft_ray.training.clipping.costs import (
+    factors_are_cheaper,
+    inner_products_are_cheaper,
+    tiles_are_cheaper,
+)
+from pft_ray.training.clipping.inner import MAX_RECORDS, squared_norms
 from pft_ray.training.clipping.listing import UnsupportedUseError
 from pft_ray.training.clipping.segments import (
     finite_records,
     segment_sums,
     unit_slices,
 )
-from pft_ray.training.clipping.tiles import (
-    add_tiles,
-    tile_norms,
-    tiles_are_cheaper,
-)
+from pft_ray.training.clipping.tiles import add_tiles, tile_norms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+_FORMED_ERROR = 1e-5
+"""Room that a squared norm in fp64 leaves for the gradient that is formed in fp32."""
 
 
 @dataclass
@@ -43,7 +49,7 @@ class _Slot:
     formed: torch.Tensor | None = None
     held: list[Held] = field(default_factory=list)
     owned: bool = False
-    tile_norms: torch.Tensor | None = None
+    bounds: torch.Tensor | None = None
 
 
 class RecordGradients:
@@ -67,6 +73,9 @@ class RecordGradients:
         limit_bytes: int,
         groups: Sequence[int] | None = None,
     ) -> None:
+        if num_records > MAX_RECORDS:
+            msg = f"at most {MAX_RECORDS} records at once, not {num_records}"
+            raise ValueError(msg)
         self._num_records = num_records
         self._free_bytes = limit_bytes
         self._slots: list[_Slot] = []
@@ -118,6 +127,9 @@ class RecordGradients:
     def _fits(self, slot: _Slot, contribution: Held) -> bool:
         size = self._num_records * slot.numel * contribution.right.element_size()
         if slot.held or isinstance(contribution, Lookup) or size > self._free_bytes:
+            return False
+        rows, cols = contribution.left.shape[2], contribution.right.shape[2]
+        if factors_are_cheaper(contribution.num_tokens, rows, cols):
             return False
         self._free_bytes -= size
         return True
@@ -201,8 +213,8 @@ class RecordGradients:
             records = units if self._segments is None else units[self._segments]
             if slot.formed is not None:
                 add_weighted_rows(out, slot.formed, units)
-            if slot.tile_norms is not None:
-                add_tiles(out, slot.held, records, slot.tile_norms)
+            if slot.bounds is not None:
+                add_tiles(out, slot.held, records, slot.bounds)
                 continue
             for use in slot.held:
                 use.add_weighted_sum(out, records)
@@ -210,10 +222,19 @@ class RecordGradients:
 
 
 def _held_norms(slot: _Slot) -> torch.Tensor:
-    if not tiles_are_cheaper(slot.held):
+    """Returns squared norms of held uses; sets the slot's bounds if tiles are added."""
+    outer = [use for use in slot.held if isinstance(use, Outer)]
+    num_tokens = sum(use.num_tokens for use in slot.held)
+    if not outer or outer[0].right.dtype == torch.float64:
         return squared_norms(slot.held, slot.numel)
-    slot.tile_norms = tile_norms(slot.held)
-    return slot.tile_norms.sum(1)
+    if not tiles_are_cheaper(num_tokens):
+        return squared_norms(slot.held, slot.numel)
+    rows, cols = outer[0].left.shape[2], outer[0].right.shape[2]
+    if inner_products_are_cheaper(num_tokens, rows, cols):
+        slot.bounds = squared_norms(slot.held, slot.numel) * (1 + _FORMED_ERROR)
+    else:
+        slot.bounds = tile_norms(slot.held)
+    return slot.bounds
 
 
 def _formed(contribution: Held) -> torch.Tensor:

@@ -25,6 +25,9 @@ from pft_ray.training.clipping.contributions import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+MAX_RECORDS = 4096
+"""Most records of a batch: the bound below must not depend on how many there are."""
+
 _UNIT_ROUNDOFF = 2.0**-53
 
 
@@ -42,10 +45,10 @@ def squared_norms(uses: Sequence[Held], numel: int) -> torch.Tensor:
     Guarantee:
         The result is at least the true squared norm plus what the weighted sum of
         :meth:`Outer.add_weighted_sum` can err by: with u = 2**-53, S the sum of
-        |u_t| |v_t| over all positions and uses, and k the length of the summations,
-        k u S^2 is added. A cancelled or negative inner product never gives zero.
+        |u_t| |v_t| over all positions and uses, and k the length of the summations
+        with the most records there may be, k u S^2 is added. A cancelled or negative
+        inner product never gives zero, and no result depends on other records.
     """
-    num_records = uses[0].right.shape[0]
     num_tokens = sum(use.num_tokens for use in uses)
     sides = max(_sides(use) for use in uses)
     lookups = [use for use in uses if isinstance(use, Lookup)]
@@ -56,7 +59,7 @@ def squared_norms(uses: Sequence[Held], numel: int) -> torch.Tensor:
     else:
         exact = _by_forming(uses, numel)
     absolute = sum_absolute(uses)
-    length = 2 * (num_tokens**2 + sides) + 4 * num_records * num_tokens
+    length = 2 * (num_tokens**2 + sides) + 4 * MAX_RECORDS * num_tokens
     bound = length * _UNIT_ROUNDOFF * absolute.square()
     return exact.clamp(min=0) + bound  # clamp keeps NaN
 

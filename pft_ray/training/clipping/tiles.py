@@ -1,8 +1,8 @@
-"""Per-record gradients of one matrix, formed a few of its rows at a time, twice.
+"""Weighted sums of per-record gradients of one matrix, a few of its rows at a time.
 
-The gradients of a large matrix, such as an output layer, do not fit into memory for all
-records at once. They are formed tile by tile: once for the norms, once more for the
-weighted sum. What is added is measured again, so nothing rests on both being equal.
+The gradients of large matrices do not fit into memory for all records at once. They
+are formed tile by tile in fp32, measured, weighted, added up in fp64 and dropped. What
+a record adds is measured as it is added, so nothing rests on the rounding of its norm.
 Tied uses are added up inside a tile, so their cross terms are exact, and lookups stay
 sparse: a token touches the tile of its row only.
 """
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from pft_ray.training.clipping.contributions import (
-    CHUNK_ELEMENTS,
     Held,
     Lookup,
     Outer,
@@ -25,27 +24,17 @@ from pft_ray.training.clipping.contributions import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_PASS_COST = 10
-"""Cost of reading a formed element, in units of four multiplications."""
-
-
-def tiles_are_cheaper(uses: Sequence[Held]) -> bool:
-    """Returns whether forming twice beats inner products in fp64.
-
-    Forming twice in fp32 costs what one product of the factors costs in fp64, and
-    passes over the m n elements. Inner products cost T^2 (m + n) more.
-    """
-    outer = [use for use in uses if isinstance(use, Outer)]
-    if not outer or outer[0].right.dtype == torch.float64:
-        return False
-    rows, cols = outer[0].left.shape[2], outer[0].right.shape[2]
-    num_tokens = sum(use.num_tokens for use in uses)
-    return bool(num_tokens**2 * (rows + cols) > _PASS_COST * rows * cols)
+_TILE_ELEMENTS = 1 << 15
+"""fp32 elements of one record's tile; what a tile is must not depend on how many
+records there are, or a record's norm would."""
 
 
 def tile_norms(uses: Sequence[Held]) -> torch.Tensor:
-    """Returns upper bounds of the tiles' squared norms, (B, num_tiles) fp64."""
-    return torch.stack([squared_row_norms(t.flatten(1)) for _, t in _tiles(uses)], 1)
+    """Returns upper bounds of the squared norms of the formed gradients, (B,) fp64."""
+    total = torch.zeros(uses[0].right.shape[0], dtype=torch.float64)
+    for _, tile in _tiles(uses):
+        total += squared_row_norms(tile.flatten(1))
+    return total
 
 
 def add_tiles(
@@ -58,32 +47,34 @@ def add_tiles(
 
     Args:
         out: The flat gradient.
-        uses: What :func:`tile_norms` was given; dropped records may be zero now.
+        uses: The uses of the matrix; dropped records may be zero now.
         weights: (B,) fp64.
-        squared: What :func:`tile_norms` returned.
+        squared: (B,) fp64, what the squared norm of each record was taken to be.
 
     Guarantee:
-        What a record adds in a tile has at most the squared norm ``squared`` times
-        its weight squared: a tile that comes out longer than it was measured is
-        scaled down.
+        What a record adds, over all tiles, has at most the squared norm ``squared``
+        times its weight squared, however its gradient was rounded: every tile is
+        measured, and one that is longer than what the tiles before it have left is
+        scaled down to that.
     """
     cols = uses[0].right.shape[2]
-    for index, (start, tile) in enumerate(_tiles(uses)):
+    left = squared.clone()
+    for start, tile in _tiles(uses):
         rows = tile.flatten(1)
-        again = squared_row_norms(rows)
-        shrink = (squared[:, index] / again).clamp(max=1.0).sqrt()
-        shrink = torch.where(again > squared[:, index], shrink, 1.0)
+        found = squared_row_norms(rows)
+        shrink = torch.where(found > left, (left / found).sqrt(), 1.0)
+        left = (left - found).clamp(min=0.0)
         part = out[start * cols : start * cols + rows.shape[1]]
         add_weighted_rows(part, rows, weights * shrink)
 
 
 def _tiles(uses: Sequence[Held]) -> Iterator[tuple[int, torch.Tensor]]:
     """Yields (first row, gradients (B, rows of the tile, n)) of all tiles."""
-    num_records, _, cols = uses[0].right.shape
+    cols = uses[0].right.shape[2]
     num_rows = next(u.left.shape[2] for u in uses if isinstance(u, Outer))
     dtype = torch.promote_types(uses[0].right.dtype, torch.float32)
     lookups = [_Sorted(use) for use in uses if isinstance(use, Lookup)]
-    step = max(1, CHUNK_ELEMENTS // max(1, num_records * cols))
+    step = max(1, _TILE_ELEMENTS // max(1, cols))
     for start in range(0, num_rows, step):
         stop = min(num_rows, start + step)
         tile: torch.Tensor | None = None
