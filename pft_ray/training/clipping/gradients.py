@@ -203,6 +203,8 @@ class RecordGradients:
     def weighted_sum(self, weights: torch.Tensor) -> torch.Tensor:
         """Returns sum_i weights_i g_i over all records or units, flat (P,) fp64.
 
+        Everything that was collected is dropped on the way.
+
         Args:
             weights: (K, B) fp64, or (K, U) after :meth:`merge`, by group.
         """
@@ -215,9 +217,10 @@ class RecordGradients:
                 add_weighted_rows(out, slot.formed, units)
             if slot.bounds is not None:
                 add_tiles(out, slot.held, records, slot.bounds)
-                continue
-            for use in slot.held:
-                use.add_weighted_sum(out, records)
+            else:
+                for use in slot.held:
+                    use.add_weighted_sum(out, records)
+            slot.formed, slot.held = None, []  # not needed again: free it now
         return flat
 
 

@@ -61,6 +61,16 @@ class Recorder(TorchFunctionMode):
         self._kept: dict[int, torch.Tensor] = {}
         self._flat: dict[int, weakref.ref[torch.Tensor]] = {}
 
+    def __exit__(self, *raised: Any) -> None:
+        """Stops watching and lets go of the pass, which refers to this recorder.
+
+        Else its activations would stay until the garbage collector finds the cycle.
+        """
+        super().__exit__(*raised)
+        self._add = _add_nothing
+        for table in (self._derived, self._kept, self._flat):
+            table.clear()
+
     def __torch_function__(
         self,
         func: Callable[..., Any],
@@ -205,6 +215,10 @@ class Recorder(TorchFunctionMode):
             flat = [t for t in tensors if self.is_flat(t)]
             if flat and result.shape[:1] == flat[0].shape[:1]:
                 self.follow(flat[0], result)
+
+
+def _add_nothing(parameter: torch.Tensor, contribution: Contribution) -> None:
+    """Takes nothing: the pass is over."""
 
 
 def run_backward(total: torch.Tensor) -> None:
