@@ -98,6 +98,9 @@ def privatise(
         phase: Index of the plan's phase.
         joint: How the balance of votes becomes one more coordinate; None: not at all.
 
+    Raises:
+        VoidStepError: There is no share, so no noise for a balance.
+
     Guarantee:
         The result carries noise of variance sum(numerators)/V * (sigma S)**2 in
         every coordinate. S is C, or the norm of a unit's gradient and vote together.
@@ -105,20 +108,26 @@ def privatise(
         the collective alone.
     """
     total = clipped.vector.detach().numpy()
-    sensitivity = clipped.clip_norm
+    size, sensitivity = total.shape[0], clipped.clip_norm
     if joint is not None:
-        if clipped.balance is None:
-            msg = "the work counted no votes on the clip norm"
-            raise ValueError(msg)
-        total = np.append(total, joint.weight * clipped.balance)
-        sensitivity = joint.norm
-    size = total.shape[0]
+        size, sensitivity = size + 1, joint.norm
     for (_, numerator), key in zip(keys.shares, keys.noise_keys, strict=True):
         noise = mechanism.share(key, size, sensitivity, numerator)
-        noise += total  # the share's own memory: nothing else is copied
+        noise[: total.shape[0]] += total  # the share's own memory: nothing is copied
         total = noise
+    if total.shape[0] != size:
+        raise VoidStepError("This rank holds no noise share.")
+    if joint is not None:
+        total[-1] += joint.weight * _counted(clipped)
     vector = torch.from_numpy(total.astype(np.float32))
     return NoisyShare(vector, phase, clipped.clip_norm, counted=joint is not None)
+
+
+def _counted(clipped: ClippedSum) -> float:
+    if clipped.balance is None:
+        msg = "the work counted no votes on the clip norm"
+        raise ValueError(msg)
+    return clipped.balance
 
 
 def finish(reduced: torch.Tensor, plan: Plan) -> PrivateGrad:

@@ -249,3 +249,13 @@ def test_work_that_counts_nothing_is_no_work_for_an_adaptive_phase():
     clipped = ClippedSum(torch.zeros(SIZE, dtype=torch.float64), 8.0)
     with pytest.raises(ValueError, match="counted no votes"):
         privatise(clipped, SampledGaussian.from_plan(plan), make_keys(0), 0, joint)
+
+
+def test_without_a_share_of_noise_no_balance_leaves():
+    plan = make_plan()
+    keys = make_keys(0, rank=1, world=2, num_shares=1)
+    assert keys.shares == ()
+    clipped = ClippedSum(torch.zeros(SIZE, dtype=torch.float64), 8.0, 3.0)
+    joint = QUANTILE.joint(SIGMA, 8.0)
+    with pytest.raises(VoidStepError, match="no noise share"):
+        privatise(clipped, SampledGaussian.from_plan(plan), keys, 0, joint)
