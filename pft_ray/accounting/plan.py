@@ -23,11 +23,12 @@ from pft_ray.accounting.events import (
     check_rate,
     store,
 )
+from pft_ray.accounting.quantile import QuantileClipping
 from pft_ray.errors import PlanError
 
 PLAN_VERSION = 1
 Unit = Literal["record", "user"]
-Clipping = Literal["flat", "automatic", "per_layer"]
+Clipping = Literal["flat", "automatic", "per_layer", "adaptive"]
 LookKind = Literal["classification", "causal_lm"]
 RelationDomain = Literal["raw", "prepared"]
 UserKind = Literal["uls", "els"]
@@ -81,7 +82,9 @@ class Phase:
 
     ``trainable`` names the parameter set: ``head``, ``adapter``, ``all`` or a sum
     of them such as ``adapter+head``. ``clipping`` says how a unit's contribution is
-    bounded to C: as a whole, normalised, or layer by layer; the event is the same.
+    bounded to C: as a whole, normalised, or layer by layer; the event is the same. With
+    ``adaptive`` it is bounded as a whole, ``clip_norm`` is the first C and ``quantile``
+    says how C moves.
     """
 
     name: str
@@ -89,6 +92,7 @@ class Phase:
     trainable: str
     clip_norm: float
     clipping: Clipping = "flat"
+    quantile: QuantileClipping | None = None
 
     def __post_init__(self) -> None:
         _check_word(self.clipping, Clipping, f"clipping of phase {self.name!r}")
@@ -99,6 +103,20 @@ class Phase:
                 self.clip_norm, f"clip_norm of phase {self.name!r}"
             ),
         )
+        if (self.clipping == "adaptive") != (self.quantile is not None):
+            raise PlanError(
+                f"Phase {self.name!r} has clipping {self.clipping} "
+                f"{'with' if self.quantile else 'without'} a quantile.",
+                "Give a quantile with adaptive clipping, and with no other.",
+            )
+        if self.quantile is not None:
+            self.quantile.check_start(self.clip_norm)
+
+
+def _phase_of(fields: dict[str, Any]) -> Phase:
+    if "quantile" in fields:
+        fields = fields | {"quantile": QuantileClipping(**fields["quantile"])}
+    return Phase(**fields)
 
 
 @dataclass(frozen=True)
@@ -259,6 +277,9 @@ class Plan:
         if not self.phases:
             raise PlanError("The plan has no phase.", "Add at least one phase.")
         object.__setattr__(self, "phases", tuple(self.phases))
+        for phase in self.phases:
+            if phase.quantile is not None:
+                phase.quantile.check_noise(self.noise_multiplier)
         if (self.unit == "user") != (self.user is not None):
             raise PlanError(
                 f"The plan's unit is {self.unit} "
@@ -326,6 +347,8 @@ class Plan:
         for phase in data["phases"]:
             if phase["clipping"] == "flat":  # plans keep the digest they had
                 del phase["clipping"]
+            if phase["quantile"] is None:
+                del phase["quantile"]
         if self.user is None:
             del data["user"]
         data["version"] = PLAN_VERSION
@@ -346,7 +369,7 @@ class Plan:
                 "Use the pft_ray version that wrote it.",
             )
         try:
-            fields["phases"] = tuple(Phase(**phase) for phase in fields["phases"])
+            fields["phases"] = tuple(map(_phase_of, fields["phases"]))
             if fields.get("evaluation") is not None:
                 looks = dict(fields["evaluation"])
                 looks["looks"] = tuple(looks["looks"])

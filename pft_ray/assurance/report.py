@@ -26,7 +26,7 @@ from pft_ray.assurance.wording import (
 from pft_ray.errors import InputError, VerificationError
 
 if TYPE_CHECKING:
-    from pft_ray.accounting.plan import Plan
+    from pft_ray.accounting.plan import Phase, Plan
 
 SCHEMA_VERSION = 1
 TRAINING = "training"
@@ -98,6 +98,7 @@ class ReportFacts:
         registration: Name of the registered data set.
         curve: (steps, epsilon) pairs, at most 20, computed before training.
         user_column: Column whose values are the users, when these are the unit.
+        last_clip_norms: C of each phase after its last step, when one of them moves.
     """
 
     run_id: str
@@ -115,6 +116,7 @@ class ReportFacts:
     registration: str
     curve: tuple[tuple[int, float], ...] = ()
     user_column: str | None = None
+    last_clip_norms: tuple[float, ...] = ()
 
     @property
     def has_baseline(self) -> bool:
@@ -183,7 +185,8 @@ def build_report(facts: ReportFacts) -> dict[str, Any]:
         "noise_multiplier": plan.noise_multiplier,
         "sample_rate": plan.sample_rate,
         "clip_norm": _clip_norm(plan),
-        "phases": [asdict(phase) for phase in plan.phases],
+        "phases": [_phase(phase) for phase in plan.phases],
+        **_last_clip_norms(facts),
         "num_steps_planned": plan.num_steps,
         "num_steps_max": plan.num_steps_max,
         "workers": facts.workers,
@@ -344,6 +347,30 @@ def _block(line: BlockLine) -> dict[str, Any]:
         "run_epsilon": line.run_epsilon,
         "run_delta": line.run_delta,
     }
+
+
+def _phase(phase: Phase) -> dict[str, Any]:
+    """Returns a phase of the plan; a quantile only where C moves."""
+    fields = asdict(phase)
+    if phase.quantile is None:
+        del fields["quantile"]
+    return fields
+
+
+def _last_clip_norms(facts: ReportFacts) -> dict[str, Any]:
+    """Returns the last C of each phase; nothing when no phase moves its C.
+
+    Each is a function of the noisy counts that the steps released.
+    """
+    if not any(phase.quantile is not None for phase in facts.plan.phases):
+        return {}
+    if len(facts.last_clip_norms) != len(facts.plan.phases):
+        raise InputError(
+            f"The report has {len(facts.last_clip_norms)} last clip norms for "
+            f"{len(facts.plan.phases)} phases.",
+            "Give one a phase.",
+        )
+    return {"last_clip_norm": list(facts.last_clip_norms)}
 
 
 def _clip_norm(plan: Plan) -> float | list[float]:

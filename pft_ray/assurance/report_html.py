@@ -289,16 +289,6 @@ def _plan(report: dict[str, Any], facts: ReportFacts) -> Markup:
         ["plan digest", report["plan_digest"]],
         ["pft_ray", report["pft_ray_version"]],
     ]
-    phases = [
-        [
-            phase.name,
-            phase.num_steps,
-            phase.trainable,
-            f"{phase.clip_norm:.6g}",
-            phase.clipping.replace("_", " "),
-        ]
-        for phase in plan.phases
-    ]
     return tag(
         "section",
         tag("h2", "Plan"),
@@ -306,10 +296,21 @@ def _plan(report: dict[str, Any], facts: ReportFacts) -> Markup:
         table(
             "Phases",
             ["phase", "steps", "trained", "clip norm C", "clipping"],
-            phases,
+            _phase_rows(facts),
             wide=True,
         ),
     )
+
+
+def _phase_rows(facts: ReportFacts) -> list[list[object]]:
+    rows: list[list[object]] = []
+    for index, phase in enumerate(facts.plan.phases):
+        clip_norm, clipping = f"{phase.clip_norm:.6g}", phase.clipping.replace("_", " ")
+        if phase.quantile is not None:
+            clip_norm += f" at first, {facts.last_clip_norms[index]:.6g} at last"
+            clipping += f", {phase.quantile.target:.6g} quantile"
+        rows.append([phase.name, phase.num_steps, phase.trainable, clip_norm, clipping])
+    return rows
 
 
 def _evaluation_rows(facts: ReportFacts) -> list[list[object]]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pft_ray.cli import render
+from pft_ray.cli.adaptive import quantile_fields, quantile_rows
 from pft_ray.cli.options import JsonOption, LedgerOption, SetOption
 from pft_ray.errors import InputError
 
@@ -216,6 +217,7 @@ def _price_job(job: Path, overrides: list[str], ledger: str | None) -> dict[str,
         }
     result["phases"] = [
         {"name": p.name, "steps": p.num_steps, "clip_norm": p.clip_norm}
+        | quantile_fields(p, built.plan)
         for p in built.plan.phases
     ]
     price = price_of_reserve(built.plan)
@@ -299,6 +301,7 @@ def _show(result: dict[str, Any]) -> None:
             f"reserve = T_max {result['num_steps_max']}",
         ),
     ]
+    rows.extend(quantile_rows(result))
     price = result.get("reserve_price")
     if price:
         rows.append(

@@ -49,7 +49,7 @@ def write_results(
     )
     if outcome.status not in RELEASED:
         return None
-    facts = report_facts(built, ledger, folder.run_id, outcome.worker.get("baseline"))
+    facts = report_facts(built, ledger, folder.run_id, outcome.worker)
     report = build_report(facts)
     folder.write_json("report.json", report)
     write_file(folder.path / "report.html", render_html(report, facts).encode())
@@ -75,6 +75,7 @@ def operator_document(
         "num_steps_released": sum(released.values()),
         "released_by_attempt": {str(k): v for k, v in sorted(released.items())},
         "num_steps_in_model": worker.get("step"),
+        "clip_norms": worker.get("clip_norms"),
         "looks_charged": status.num_looks_charged,
         "data": worker.get("data"),
         "num_faulty_records": worker.get("num_faulty"),
@@ -94,7 +95,7 @@ def operator_document(
 
 
 def report_facts(
-    built: BuiltJob, ledger: Ledger, run_id: str, baseline: Any = None
+    built: BuiltJob, ledger: Ledger, run_id: str, worker: dict[str, Any] | None = None
 ) -> ReportFacts:
     """Returns what a report may be made of: the plan, the reservation, released values.
 
@@ -102,9 +103,14 @@ def report_facts(
         built: The job and its plan.
         ledger: Holds the reservation and the released values.
         run_id: The run.
-        baseline: Exact counts of the non-private baseline by step; public data only.
+        worker: Rank 0's own account. Of it only two things are taken: the last clip
+            norms, which are made of noisy releases, and exact counts of the
+            non-private baseline by step, on public data only.
     """
     plan, job = built.plan, built.job
+    worker = worker or {}
+    baseline = worker.get("baseline") or {}
+    clip_norms = worker.get("clip_norms") or {}
     reservation = ledger.reservation_position(run_id)
     return ReportFacts(
         run_id=run_id,
@@ -116,7 +122,7 @@ def report_facts(
         },
         blocks=_block_lines(built, ledger),
         training_block=job.training_block,
-        looks=_looks(built, ledger, run_id, baseline or {}),
+        looks=_looks(built, ledger, run_id, baseline),
         workers=job.cluster.workers,
         public=ledger.dataset(job.data.registration).public,
         reservation_sequence=reservation.sequence,
@@ -125,6 +131,7 @@ def report_facts(
         registration=job.data.registration,
         curve=tuple(epsilon_curve(plan)),
         user_column=job.data.user if plan.unit == "user" else None,
+        last_clip_norms=tuple(clip_norms.get("now", ())),
     )
 
 

@@ -151,6 +151,13 @@ class Worker:
             mean=self.plan.user is not None and self.plan.user.contribution == "mean",
         )
         self.initial = self.work.state()
+        self.private_step = PrivateStep(
+            plan=self.plan,
+            mechanism=SampledGaussian.from_plan(self.plan),
+            work=self.work,
+            unit_digests=self.inputs.unit_digests,
+            collective=self.collective,
+        )
 
     def _memory_limit_bytes(self) -> int | None:
         limit = self.job.training.memory_limit_gib
@@ -191,6 +198,7 @@ class Worker:
         self.phase = self.plan.phase_at(last)[0]
         self.enter_phase(self.phase)
         self.work.load_state(tensors)
+        self.private_step.clip_norms.load_state(tensors, header.step)
         return header.step
 
     def enter_phase(self, index: int) -> None:
@@ -200,17 +208,10 @@ class Worker:
         self.work.start_phase(phase.trainable, optimizer, phase.clipping)
 
     def _loop(self) -> TrainingLoop:
-        step = PrivateStep(
-            plan=self.plan,
-            mechanism=SampledGaussian.from_plan(self.plan),
-            work=self.work,
-            unit_digests=self.inputs.unit_digests,
-            collective=self.collective,
-        )
         looks = self.plan.evaluation is not None
         return TrainingLoop(
             plan=self.plan,
-            private_step=step,
+            private_step=self.private_step,
             grants=self.client,
             enter_phase=self.enter_phase,
             checkpoint=self._checkpoint,
@@ -254,7 +255,8 @@ class Worker:
             sequence=position["sequence"],
             root=position["root"],
         )
-        write_checkpoint(folder, self.work.state(), header)
+        state = self.work.state() | self.private_step.clip_norms.state()
+        write_checkpoint(folder, state, header)
 
     def _on_rank_0(self, act: Callable[[], None]) -> None:
         """Lets rank 0 act; what goes wrong there ends all ranks, so that none waits."""
@@ -284,6 +286,7 @@ class Worker:
             "error": outcome.error,
             "rank": self.rank,
             "step": outcome.step,
+            "clip_norms": self.private_step.clip_norms.to_dict(),
             "released": outcome.released,
             "num_units": len(self.inputs.unit_digests),
             "num_faulty": self.work.num_faulty,

@@ -2,6 +2,7 @@
 
 from pft_ray.config.build import BuiltJob, build_job, build_plan
 from pft_ray.config.load import job_schema, load_job, read_job
+from pft_ray.config.quantile import QuantileSection
 from pft_ray.config.sections import (
     ClusterSection,
     DataSection,
@@ -27,6 +28,7 @@ __all__ = [
     "ModelSection",
     "PhaseSection",
     "PrivacySection",
+    "QuantileSection",
     "SplitSection",
     "TrainingSection",
     "build_job",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pft_ray.accounting.accountants import epsilon as epsilon_of
 from pft_ray.accounting.calibration import (
@@ -22,9 +22,13 @@ from pft_ray.accounting.plan import (
     default_interval,
 )
 from pft_ray.accounting.user_levels import cheaper, price_user_levels
+from pft_ray.config.quantile import QuantileSection
 from pft_ray.config.sections import JobSpec
 from pft_ray.config.users import USER_KEYS
 from pft_ray.ledger.budget import Envelope
+
+if TYPE_CHECKING:
+    from pft_ray.config.sections import PhaseSection
 
 _PUBLIC_SECTIONS = {"data", "model", "privacy", "training", "evaluation", "version"}
 
@@ -67,6 +71,8 @@ def job_digest(job: JobSpec) -> str:
     for phase in data["training"]["phases"]:
         if phase.get("clipping") == "flat":
             del phase["clipping"]
+        if phase.get("quantile") is None:
+            del phase["quantile"]
     lora = data["model"]["lora"] or {}
     for name, absent in _ADDED_LATER.items():
         if lora.get(name) == absent:
@@ -139,6 +145,22 @@ def _user_level(
     return best.user, best.noise_multiplier
 
 
+def _phase(section: PhaseSection, noise_multiplier: float) -> Phase:
+    """Returns a phase of the plan; its first C and its limits are public."""
+    quantile = None
+    if section.clipping == "adaptive":
+        asked = section.quantile or QuantileSection()
+        quantile = asked.resolved(section.clip_norm, noise_multiplier)
+    return Phase(
+        section.name,
+        section.steps,
+        section.trainable,
+        section.clip_norm,
+        section.clipping,
+        quantile,
+    )
+
+
 def build_plan(job: JobSpec) -> tuple[Plan, float]:
     """Prices a job: returns its plan and the PLD epsilon of training at T_max.
 
@@ -150,11 +172,7 @@ def build_plan(job: JobSpec) -> tuple[Plan, float]:
     training = job.training
     size = job.data.num_train
     sample_rate = training.sample_rate or (training.batch_size or size) / size
-    phases = tuple(
-        Phase(p.name, p.steps, p.trainable, p.clip_norm, p.clipping)
-        for p in training.phases
-    )
-    num_steps = sum(phase.num_steps for phase in phases)
+    num_steps = job.num_steps
     interval = training.checkpoint_interval or default_interval(num_steps)
     grant_size = training.grant_size or default_interval(num_steps)
     reserve = job.privacy.fault_reserve
@@ -169,6 +187,7 @@ def build_plan(job: JobSpec) -> tuple[Plan, float]:
             num_steps=num_steps + reserve,
             user=user,
         )
+    phases = tuple(_phase(section, sigma) for section in training.phases)
     prepared = job.data.deduplicate != "none"
     fields: dict[str, Any] = {
         "unit": job.privacy.unit,

@@ -9,29 +9,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pft_ray.accounting.events import MOST_RECORDS_PER_USER
+from pft_ray.config.base import (
+    Count,
+    Delta,
+    Epsilon,
+    Name,
+    NonNegative,
+    Positive,
+    Rate,
+    Section,
+    Text,
+)
 from pft_ray.config.consistency import check_consistent
+from pft_ray.config.quantile import QuantileSection
 from pft_ray.data.spec import DataSpec, SplitSpec
 from pft_ray.errors import ConfigError
-
-Positive = Annotated[float, Field(gt=2.3e-308, allow_inf_nan=False)]
-Epsilon = Annotated[float, Field(gt=2.3e-308, le=1e6, allow_inf_nan=False)]
-Delta = Annotated[float, Field(gt=2.3e-308, lt=1, allow_inf_nan=False)]
-Rate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1, le=2**40)]
-NonNegative = Annotated[int, Field(ge=0, le=2**40)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,99}$")]
-Text = Annotated[str, Field(min_length=1)]
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, strict types, no unknown key."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False
-    )
 
 
 class SplitSection(Section):
@@ -199,9 +194,16 @@ class PhaseSection(Section):
     trainable: Literal[
         "head", "adapter", "adapter+head", "biases", "biases+head", "all"
     ] = Field(description="What is trained.")
-    clip_norm: Positive = Field(description="Largest contribution of a record, C.")
-    clipping: Literal["flat", "automatic", "per_layer"] = Field(
-        "flat", description="As a whole, normalised, or layer by layer."
+    clip_norm: Positive = Field(
+        description="Largest contribution of a record, C; the first one if adaptive."
+    )
+    clipping: Literal["flat", "automatic", "per_layer", "adaptive"] = Field(
+        "flat",
+        description="As a whole, normalised, layer by layer, or as a whole with a C "
+        "that follows a quantile of the norms.",
+    )
+    quantile: QuantileSection | None = Field(
+        None, description="How C moves; adaptive only."
     )
     learning_rate: Positive = Field(description="Peak rate.")
     head_learning_rate: Positive | None = Field(
@@ -219,6 +221,12 @@ class PhaseSection(Section):
                 f"warmup_steps of phase {self.name!r} is {self.warmup_steps}, but the "
                 f"phase has {self.steps} steps.",
                 "Give a warm-up no longer than the phase.",
+            )
+        if self.quantile is not None and self.clipping != "adaptive":
+            raise ConfigError(
+                f"Phase {self.name!r} has a quantile, but its clipping is "
+                f"{self.clipping}, whose C does not move.",
+                "Set clipping: adaptive, or remove quantile.",
             )
         if self.head_learning_rate is not None and "head" not in self.trainable:
             raise ConfigError(

@@ -11,6 +11,7 @@ import torch
 
 from pft_ray.errors import InputError, ModelError, ResumeError
 from pft_ray.training.batch import TokenBatch, synthetic_batch
+from pft_ray.training.clip_norms import balance_of
 from pft_ray.training.clipping import OneUnitClipper, choose_clipper
 from pft_ray.training.memory import largest_micro_batch
 from pft_ray.training.optimizers import OptimizerSpec, PrivateOptimizer
@@ -151,27 +152,19 @@ class LocalWork:
             clip_norm: C.
 
         Guarantee:
-            Leaving one unit out changes the sum by at most C in L2 norm, whatever
-            its records do: raise, exhaust memory, or give values that are not finite.
-            Such a record contributes zero and disturbs no other. Shapes are
-            those of the table, never of the records drawn. (Other records' values may
-            change in their last fp32 bits when they fall into another micro-batch.)
+            Leaving one unit out changes the sum by at most C in L2 norm and the
+            balance by at most 1, whatever its records do: raise, exhaust memory, or
+            give values that are not finite. Such a record contributes zero and
+            disturbs no other. Shapes are those of the table, never of the records
+            drawn. (Other records' values may change in their last fp32 bits when they
+            fall into another micro-batch.)
         """
-        self._check_positions(positions)
-        if self._users is not None:
-            users = np.asarray(positions, dtype=np.int64)
-            total = self._users.sum(users, self._phase_clipper, clip_norm)
-            return ClippedSum(total, clip_norm)
-        run = partial(self._phase_clipper.clipped_sum, clip_norm=clip_norm)
-        return ClippedSum(self._sum(positions, run), clip_norm)
+        total, norms = self._sum(positions, clip_norm)
+        return ClippedSum(total, clip_norm, balance_of(norms, clip_norm))
 
     def plain_sum(self, positions: NDArray[np.int64]) -> torch.Tensor:
         """Returns the unclipped sum, flat fp64: for non-private baselines only."""
-        self._check_positions(positions)
-        if self._users is not None:
-            users = np.asarray(positions, dtype=np.int64)
-            return self._users.sum(users, self._phase_clipper, None)
-        return self._sum(positions, self._phase_clipper.plain_sum)
+        return self._sum(positions, None)[0]
 
     def apply(self, grad: PrivateGrad) -> None:
         """Makes one optimiser step with a private gradient."""
@@ -275,19 +268,25 @@ class LocalWork:
             raise ValueError(msg)
 
     def _sum(
-        self,
-        positions: NDArray[np.int64],
-        run: Callable[[Callable[[], torch.Tensor], int], _SumAndNorms],
-    ) -> torch.Tensor:
-        rows = np.asarray(positions, dtype=np.int64)
+        self, positions: NDArray[np.int64], clip_norm: float | None
+    ) -> _SumAndNorms:
+        """Returns the sum, clipped unless C is None, and norms before clipping."""
+        self._check_positions(positions)
+        rows, clipper = np.asarray(positions, dtype=np.int64), self._phase_clipper
+        if self._users is not None:
+            return self._users.sum(rows, clipper, clip_norm)
         usable = rows[self._table.lengths[rows] > 0]
         self._faulty.update(np.setdiff1d(rows, usable).tolist())
 
         def compute(part: NDArray[np.int64]) -> _SumAndNorms:
             batch = self._cache.batch(part)
-            return run(lambda: self._model.losses(batch), len(batch))
+            losses = partial(self._model.losses, batch)
+            if clip_norm is None:
+                return clipper.plain_sum(losses, len(batch))
+            return clipper.clipped_sum(losses, len(batch), clip_norm)
 
         total = torch.zeros(self.num_parameters, dtype=torch.float64)
+        norms = [torch.zeros(0, dtype=torch.float64)]
         size = self.micro_batch
         for start in range(0, len(usable), size):
             chunk = usable[start : start + size]
@@ -296,8 +295,9 @@ class LocalWork:
                     self._faulty.update(part.tolist())
                     continue
                 total += result[0]
+                norms.append(result[1])
                 self._faulty.update(part[torch.isnan(result[1]).numpy()].tolist())
-        return total
+        return total, torch.cat(norms)
 
     def _synthetic(self, num_records: int) -> TokenBatch:
         causal = self._model.spec.task == "causal_lm"

@@ -9,7 +9,7 @@ collective takes only noisy shares, the optimiser only private gradients.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -17,12 +17,14 @@ import torch
 
 from pft_ray.errors import VoidStepError
 from pft_ray.mechanisms import ShareHeader, check_headers
+from pft_ray.training.clip_norms import ClipNorms
 from pft_ray.training.types import ClippedSum, NoisyShare, PrivateGrad
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pft_ray.accounting.plan import Plan
+    from pft_ray.accounting.quantile import JointNorm
     from pft_ray.mechanisms import SampledGaussian
 
 
@@ -81,7 +83,11 @@ class StepKeys:
 
 
 def privatise(
-    clipped: ClippedSum, mechanism: SampledGaussian, keys: StepKeys, phase: int
+    clipped: ClippedSum,
+    mechanism: SampledGaussian,
+    keys: StepKeys,
+    phase: int,
+    joint: JointNorm | None = None,
 ) -> NoisyShare:
     """Adds this rank's noise shares to its clipped sum, in fp64, and rounds to fp32.
 
@@ -90,25 +96,60 @@ def privatise(
         mechanism: The plan's mechanism.
         keys: This step's keys and shares.
         phase: Index of the plan's phase.
+        joint: How the balance of votes becomes one more coordinate; None: not at all.
+
+    Raises:
+        VoidStepError: There is no share, so no noise for a balance.
 
     Guarantee:
-        The result carries noise of variance sum(numerators)/V * (sigma C)**2 in
-        every coordinate. Only the sum over all ranks carries the whole noise; a
-        single share is for the collective alone.
+        The result carries noise of variance sum(numerators)/V * (sigma S)**2 in
+        every coordinate. S is C, or the norm of a unit's gradient and vote together.
+        Only the sum over all ranks carries the whole noise; a single share is for
+        the collective alone.
     """
     total = clipped.vector.detach().numpy()
-    size = total.shape[0]
+    size, sensitivity = total.shape[0], clipped.clip_norm
+    if joint is not None:
+        size, sensitivity = size + 1, joint.norm
     for (_, numerator), key in zip(keys.shares, keys.noise_keys, strict=True):
-        noise = mechanism.share(key, size, clipped.clip_norm, numerator)
-        noise += total  # the share's own memory: nothing else is copied
+        noise = mechanism.share(key, size, sensitivity, numerator)
+        noise[: total.shape[0]] += total  # the share's own memory: nothing is copied
         total = noise
+    if total.shape[0] != size:
+        raise VoidStepError("This rank holds no noise share.")
+    if joint is not None:
+        total[-1] += joint.weight * _counted(clipped)
     vector = torch.from_numpy(total.astype(np.float32))
-    return NoisyShare(vector, phase=phase, clip_norm=clipped.clip_norm)
+    return NoisyShare(vector, phase, clipped.clip_norm, counted=joint is not None)
+
+
+def _counted(clipped: ClippedSum) -> float:
+    if clipped.balance is None:
+        msg = "the work counted no votes on the clip norm"
+        raise ValueError(msg)
+    return clipped.balance
 
 
 def finish(reduced: torch.Tensor, plan: Plan) -> PrivateGrad:
     """Divides the noisy sum by the public expected batch size q*n."""
     return PrivateGrad(reduced / plan.expected_batch_size)
+
+
+def take_fraction(
+    reduced: torch.Tensor, joint: JointNorm, plan: Plan
+) -> tuple[torch.Tensor, float]:
+    """Returns the noisy sum of gradients, and the noisy share of units within C.
+
+    The share is 1/2 + balance / (2 q n): like the gradients it is divided by the
+    expected batch size, so it may lie outside [0, 1].
+
+    Args:
+        reduced: Sum of all ranks' shares, shape (P + 1,).
+        joint: What the shares were made with.
+        plan: The run's plan.
+    """
+    balance = float(reduced[-1]) / joint.weight
+    return reduced[:-1], 0.5 + balance / (2 * plan.expected_batch_size)
 
 
 @dataclass
@@ -121,6 +162,7 @@ class PrivateStep:
         work: Local model and units.
         unit_digests: uint8 (n, 16) of this rank's units.
         collective: Gathers headers and reduces shares.
+        clip_norms: C of each phase now; part of the run's state.
     """
 
     plan: Plan
@@ -129,6 +171,10 @@ class PrivateStep:
     unit_digests: NDArray[np.uint8]
     collective: Collective
     last: tuple[int, int] = (-1, -1)
+    clip_norms: ClipNorms = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.clip_norms = ClipNorms(self.plan.phases)
 
     def run(self, keys: StepKeys) -> None:
         """Makes one step: every rank calls it, also with nothing of its own.
@@ -141,7 +187,8 @@ class PrivateStep:
             The update depends on the data only through one ``PoissonGaussian``
             release at the plan's sample rate and noise multiplier. Noise is drawn
             once, after the clipped sum is final and after every rank's header was
-            checked; each key is used once.
+            checked; each key is used once. The next C of an adaptive phase is a
+            function of that release alone.
         """
         if (keys.attempt, keys.step) <= self.last:
             raise VoidStepError(
@@ -150,11 +197,19 @@ class PrivateStep:
         self.last = (keys.attempt, keys.step)
         index, phase = self.plan.phase_at(keys.step)
         positions = self.mechanism.sample(keys.sample_key, self.unit_digests)
-        clipped = self.work.clipped_sum(positions, phase.clip_norm)
+        clipped = self.work.clipped_sum(positions, self.clip_norms.now[index])
         self._check(keys, index, clipped.clip_norm)
-        share = privatise(clipped, self.mechanism, keys, index)
+        joint = None
+        if phase.quantile is not None:
+            sigma = self.plan.noise_multiplier
+            joint = phase.quantile.joint(sigma, clipped.clip_norm)
+        share = privatise(clipped, self.mechanism, keys, index, joint)
         reduced = self.collective.reduce(share)
+        fraction = None
+        if joint is not None:
+            reduced, fraction = take_fraction(reduced, joint, self.plan)
         self.work.apply(finish(reduced, self.plan))
+        self.clip_norms.made(index, fraction)
 
     def _check(self, keys: StepKeys, phase: int, clip_norm: float) -> None:
         header = ShareHeader(

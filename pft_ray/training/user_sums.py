@@ -71,8 +71,10 @@ class UserSums:
         users: NDArray[np.int64],
         clipper: Clipper,
         clip_norm: float | None,
-    ) -> torch.Tensor:
-        """Returns the sum of the users' contributions, flat (P,) fp64.
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the sum of the users' contributions, (P,) fp64, and their norms.
+
+        Norms before clipping, of users with a usable record; NaN where none is finite.
 
         Args:
             users: Distinct numbers of users.
@@ -85,15 +87,16 @@ class UserSums:
             neither.
         """
         total = torch.zeros(clipper.num_parameters, dtype=torch.float64)
+        norms = [torch.zeros(0, dtype=torch.float64)]
         together = partial(self._together, clipper=clipper, clip_norm=clip_norm)
         most = 1 if isinstance(clipper, OneUnitClipper) else self.max_micro_batch
         for chunk in self._chunks(users, most):
             for part, result in run_totally(chunk, together, self.probe):
                 if result is None:
-                    total += self._one_by_one(int(part[0]), clipper, clip_norm)
-                else:
-                    total += result
-        return total
+                    result = self._one_by_one(int(part[0]), clipper, clip_norm)
+                total += result[0]
+                norms.append(result[1])
+        return total, torch.cat(norms)
 
     def _usable(self, user: int) -> NDArray[np.int64]:
         rows = self.groups.rows(user)
@@ -129,7 +132,7 @@ class UserSums:
         *,
         clipper: Clipper,
         clip_norm: float | None,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         parts = [self._usable(user) for user in users.tolist()]
         sizes = [len(part) for part in parts]
         rows = np.concatenate(parts)
@@ -142,19 +145,20 @@ class UserSums:
 
         segments = torch.from_numpy(np.repeat(np.arange(len(users)), sizes))
         if clip_norm is None:
-            return clipper.plain_sum(losses, len(rows), segments=segments)[0]
+            return clipper.plain_sum(losses, len(rows), segments=segments)
         result, norms = clipper.clipped_sum(
             losses, len(rows), clip_norm, segments=segments
         )
         lost = torch.isnan(norms)[segments].numpy()
         self.faulty.update(rows[lost].tolist())
-        return result
+        return result, norms
 
     def _one_by_one(
         self, user: int, clipper: Clipper, clip_norm: float | None
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Adds up what can be computed of one user, then clips."""
         total = torch.zeros(clipper.num_parameters, dtype=torch.float64)
+        num_added = 0
         scale = self._scale(user)
 
         def alone(row: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -167,9 +171,10 @@ class UserSums:
                     self.faulty.update(part.tolist())
                 else:
                     total += result[0]
-        norm = torch.linalg.vector_norm(total)
-        if not bool(torch.isfinite(norm)):
-            return torch.zeros_like(total)
+                    num_added += 1
+        norm = torch.linalg.vector_norm(total)[None]
+        if num_added == 0 or not bool(torch.isfinite(norm)):
+            return torch.zeros_like(total), torch.full_like(norm, torch.nan)
         if clip_norm is None:
-            return total
-        return total * clip_factors(norm[None], clip_norm, len(total))
+            return total, norm
+        return total * clip_factors(norm, clip_norm, len(total)), norm

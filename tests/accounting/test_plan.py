@@ -24,6 +24,7 @@ from pft_ray.accounting.plan import (
     default_fault_reserve,
     default_interval,
 )
+from pft_ray.accounting.quantile import QuantileClipping
 from pft_ray.errors import PlanError
 
 LOOKS = EvaluationPlan("classification", (40, 60), 1, 4.0, 1100, 3.0, 1e-5)
@@ -66,6 +67,15 @@ OTHER_PHASE = {
     "clip_norm": 0.5,
     "clipping": "per_layer",
 }
+QUANTILE = QuantileClipping(0.5, 9.0, 0.01, 10.0)
+ADAPTIVE = Phase("lora", 20, "adapter+head", 0.1, "adaptive", QUANTILE)
+OTHER_QUANTILES = {
+    "target": 0.6,
+    "count_noise_multiplier": 8.0,
+    "clip_norm_min": 0.02,
+    "clip_norm_max": 9.0,
+    "learning_rate": 0.1,
+}
 OTHER_LOOKS = {
     "kind": "causal_lm",
     "looks": (60,),
@@ -101,6 +111,21 @@ RECORD_PLANS = st.builds(
             num_steps=st.integers(1, 1000),
             trainable=st.sampled_from(["head", "adapter", "adapter+head", "all"]),
             clip_norm=st.floats(0.01, 10.0),
+        )
+        | st.builds(
+            lambda name, clip_norm, target, sigma_b, rate: Phase(
+                name,
+                5,
+                "head",
+                clip_norm,
+                "adaptive",
+                QuantileClipping(target, sigma_b, 0.01, 10.0, rate),
+            ),
+            name=st.text(max_size=5),
+            clip_norm=st.floats(0.01, 10.0),
+            target=st.floats(0.01, 0.99),
+            sigma_b=st.floats(100.5, 1e6),
+            rate=st.floats(0.01, 2.0),
         ),
         min_size=1,
         max_size=3,
@@ -125,7 +150,10 @@ PLANS = RECORD_PLANS | st.builds(
 
 def test_the_cases_below_cover_every_field():
     assert set(OTHER) == {field.name for field in dataclasses.fields(Plan)}
-    assert set(OTHER_PHASE) == {field.name for field in dataclasses.fields(Phase)}
+    phase = {field.name for field in dataclasses.fields(Phase)}
+    assert set(OTHER_PHASE) | {"quantile"} == phase
+    quantile = {field.name for field in dataclasses.fields(QuantileClipping)}
+    assert set(OTHER_QUANTILES) == quantile
     names = {field.name for field in dataclasses.fields(EvaluationPlan)}
     assert set(OTHER_LOOKS) == names
     assert set(OTHER_USERS) == {field.name for field in dataclasses.fields(UserLevel)}
@@ -151,6 +179,15 @@ def test_digest_changes_with_each_field_of_a_phase(name):
     phase = dataclasses.replace(PLAN.phases[0], **{name: OTHER_PHASE[name]})
     changed = dataclasses.replace(PLAN, phases=(phase, *PLAN.phases[1:]))
     assert changed.digest != PLAN.digest
+
+
+@pytest.mark.parametrize("name", OTHER_QUANTILES)
+def test_digest_changes_with_each_field_of_a_quantile(name):
+    plan = dataclasses.replace(PLAN, phases=(PLAN.phases[0], ADAPTIVE))
+    moved = dataclasses.replace(QUANTILE, **{name: OTHER_QUANTILES[name]})
+    phase = dataclasses.replace(ADAPTIVE, quantile=moved)
+    changed = dataclasses.replace(plan, phases=(PLAN.phases[0], phase))
+    assert len({PLAN.digest, plan.digest, changed.digest}) == 3
 
 
 @pytest.mark.parametrize("name", OTHER_LOOKS)
@@ -200,6 +237,7 @@ def test_digest_is_stable():
         {"noise_multiplier": 0.0},
         {"noise_multiplier": "1.0"},
         {"phases": ()},
+        {"phases": (ADAPTIVE,), "noise_multiplier": 9.0},  # sigma_b is 9
         {"fault_reserve": -1},
         {"fault_reserve": 0.5},
         {"delta": 0.0},
@@ -245,6 +283,9 @@ def test_looks_that_are_refused(change):
         {"unknown": 1},
         {"phases": [{"name": "a"}]},
         {"phases": ["a"]},
+        {"phases": [{**PLAN.to_dict()["phases"][0], "quantile": None}]},
+        {"phases": [{**PLAN.to_dict()["phases"][0], "quantile": {"target": 0.5}}]},
+        {"phases": [{**PLAN.to_dict()["phases"][0], "clipping": "adaptive"}]},
         {"evaluation": {"kind": "classification"}},
         {"evaluation": {**LOOKS.__dict__, "extra": 1}},
         {"sample_rate": "0.5"},
@@ -272,6 +313,30 @@ def test_what_is_charged_is_what_is_planned():
     assert PLAN.complete_event == Composed((PLAN.event, LOOKS.event))
     losses = dataclasses.replace(LOOKS, kind="causal_lm")
     assert losses.look_event == DiscreteGaussian(4.0 * 1024, 1024)
+
+
+def test_an_adaptive_phase_is_charged_like_any_other():
+    """The count shares the step's event: sigma stays that of the event."""
+    adaptive = dataclasses.replace(PLAN, phases=(PLAN.phases[0], ADAPTIVE))
+    assert adaptive.event == PLAN.event
+    assert adaptive.to_dict()["phases"][1]["quantile"]["target"] == 0.5
+    assert "quantile" not in adaptive.to_dict()["phases"][0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"clipping": "flat"},
+        {"clipping": "automatic"},
+        {"clipping": "per_layer"},
+        {"quantile": None},
+        {"clip_norm": 0.009},
+        {"clip_norm": 10.1},
+    ],
+)
+def test_adaptive_phases_that_are_refused(change):
+    with pytest.raises(PlanError):
+        dataclasses.replace(ADAPTIVE, **change)
 
 
 def test_phases_partition_the_steps():

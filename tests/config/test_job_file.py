@@ -142,13 +142,15 @@ def test_every_section_is_found():
     names = {".".join(str(part) for part in place) for place in SECTIONS}
     assert names == {
         *("", "data", "data.split", "model", "model.lora", "privacy"),
-        *("training", "training.phases.0", "evaluation", "cluster", "ledger"),
+        *("training", "training.phases.0", "training.phases.0.quantile"),
+        *("evaluation", "cluster", "ledger"),
     }
 
 
 def with_key(place, key):
     """The tiny job with one key more in a section."""
     job = job_dict(ledger={"url": "x.db"})
+    job["training"]["phases"][0] |= {"clipping": "adaptive", "quantile": {}}
     target = job
     for part in place:
         target = target[part]

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from pft_ray.accounting.plan import Phase, Plan
+from pft_ray.accounting.quantile import JointNorm, QuantileClipping
 from pft_ray.cluster.inputs import shard_of
 from pft_ray.crypto import derive_key
 from pft_ray.mechanisms import SampledGaussian, assign_shares
@@ -44,13 +45,17 @@ class Counting:
         return np.zeros(size)
 
 
-def make_plan(world: int, clip_norm: float) -> Plan:
+def make_plan(world: int, clip_norm: float, *, adaptive: bool = False) -> Plan:
+    phase = Phase("one", 4, "head", clip_norm)
+    if adaptive:
+        rule = QuantileClipping(0.5, 1.5, clip_norm / 8, clip_norm * 8)
+        phase = Phase("one", 4, "head", clip_norm, "adaptive", rule)
     return Plan(
         unit="record",
         size=NUM,
         sample_rate=0.5,
         noise_multiplier=1.0,
-        phases=(Phase("one", 4, "head", clip_norm),),
+        phases=(phase,),
         fault_reserve=0,
         delta=1e-3,
         num_shares=world,
@@ -69,7 +74,8 @@ class Step:
     def run(self, table, step: int) -> tuple[torch.Tensor, set[bytes]]:
         """Returns the sum that would be noised, and the digests that are in it."""
         plan, world = self._plan, self._plan.num_shares
-        clip_norm = plan.phases[0].clip_norm
+        phase = plan.phases[0]
+        clip_norm = phase.clip_norm
         total, drawn = None, set()
         for rank in range(world):
             shard = table.take(shard_of(table.digests, rank, world))
@@ -82,13 +88,22 @@ class Step:
             positions = mechanism.sample(keys.sample_key, shard.digests)
             clipped = work.clipped_sum(positions, clip_norm)
             assert work.num_faulty == 0
-            share = privatise(clipped, self.counting, keys, 0)
-            torch.testing.assert_close(
-                share.vector, clipped.vector.float(), rtol=0, atol=0
-            )
+            share = privatise(clipped, self.counting, keys, 0, joint_of(plan))
+            part = clipped.vector
+            if phase.quantile is not None:
+                last = joint_of(plan).weight * clipped.balance
+                part = torch.cat([part, torch.tensor([last], dtype=torch.float64)])
+            torch.testing.assert_close(share.vector, part.float(), rtol=0, atol=0)
             drawn |= {shard.digests[place].tobytes() for place in positions}
-            total = clipped.vector if total is None else total + clipped.vector
+            total = part if total is None else total + part
         return total, drawn
+
+
+def joint_of(plan: Plan) -> JointNorm | None:
+    phase = plan.phases[0]
+    if phase.quantile is None:
+        return None
+    return phase.quantile.joint(plan.noise_multiplier, phase.clip_norm)
 
 
 def keys_of(step: int, rank: int, world: int) -> StepKeys:
@@ -126,6 +141,29 @@ def test_leaving_any_record_out_moves_the_step_by_at_most_c(
         else:
             assert distance <= clip_norm * SLACK, "the others stay where they were"
     assert max(moved) > 0.99, "clipping is at work: the bound is reached"
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("place", [0.05, 0.7])
+def test_gradient_and_vote_move_by_at_most_the_joint_norm(tiny_folders, place, world):
+    """A C that some norms lie near to: whoever stays keeps its vote to a millionth."""
+    table = random_table(NUM, seed=3)
+    plan = make_plan(world, place, adaptive=True)
+    joint = joint_of(plan)
+    step = Step(tiny_folders["bert"], "bert", "adapter+head", plan)
+    whole, drawn = step.run(table, 0)
+    assert set(step.counting.drawn.values()) == {1}, "one draw for sum and count"
+    moved = []
+    for removed in range(0, NUM, 2):
+        rest, _ = step.run(table.take(np.delete(np.arange(NUM), removed)), 0)
+        distance = float((whole - rest).norm())
+        if table.digests[removed].tobytes() in drawn:
+            moved.append(distance / joint.norm)
+            assert distance <= joint.norm * (1 + SLACK)
+        else:
+            assert distance <= joint.norm * SLACK
+    assert max(moved) > (0.99 if place == 0.05 else 0.7)
+    assert max(moved) * joint.norm > place * 1.01, "C alone would be too small"
 
 
 def test_every_share_is_drawn_once_in_every_step(tiny_folders):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pft_ray.accounting.plan import Phase, Plan
+from pft_ray.accounting.quantile import QuantileClipping
 from pft_ray.crypto import derive_key
 from pft_ray.mechanisms import SampledGaussian
 from pft_ray.training.checkpoint import read_checkpoint, write_checkpoint
@@ -57,13 +58,18 @@ class FixedGrants:
         pass
 
 
-def make_plan():
+def make_plan(*, adaptive=False):
+    rule = QuantileClipping(0.6, 3.0, 1e-3, 1e3, learning_rate=0.5)
+    how = ("adaptive", rule) if adaptive else ()
     return Plan(
         unit="record",
         size=40,
         sample_rate=0.4,
         noise_multiplier=0.5,
-        phases=(Phase("one", 4, "head", 1.0), Phase("two", 6, "adapter+head", 0.5)),
+        phases=(
+            Phase("one", 4, "head", 1.0, *how),
+            Phase("two", 6, "adapter+head", 0.5, *how),
+        ),
         fault_reserve=4,
         delta=1e-5,
         grant_size=1,
@@ -71,8 +77,7 @@ def make_plan():
     )
 
 
-def train(folder, model_folder, *, start=0, resume=None, stop_at=None):
-    plan = make_plan()
+def train(folder, model_folder, plan, *, start=0, resume=None, stop_at=None):
     model = loaded(spec_of(model_folder, "bert", lora=True), torch.float32, stir=False)
     table = random_table(40)
     work = LocalWork(model, table, max_micro_batch=8)
@@ -82,8 +87,11 @@ def train(folder, model_folder, *, start=0, resume=None, stop_at=None):
         optimizer = OptimizerSpec(
             "adamw", 0.05, chosen.num_steps, weight_decay=0.01, warmup_steps=2
         )
-        work.start_phase(chosen.trainable, optimizer)
+        work.start_phase(chosen.trainable, optimizer, chosen.clipping)
 
+    private_step = PrivateStep(
+        plan, SampledGaussian.from_plan(plan), work, table.digests, Alone()
+    )
     phase = -1
     if resume is not None:
         tensors, header = read_checkpoint(resume, plan.digest)
@@ -91,6 +99,7 @@ def train(folder, model_folder, *, start=0, resume=None, stop_at=None):
         phase = plan.phase_at(start)[0]
         enter(phase)
         work.load_state(tensors)
+        private_step.clip_norms.load_state(tensors, start)
 
     def save(step, attempt):
         target = folder / f"step-{step}"
@@ -98,36 +107,39 @@ def train(folder, model_folder, *, start=0, resume=None, stop_at=None):
         header = CheckpointHeader(
             "r", plan.digest, step, attempt, ledger_id="l", sequence=1, root="r"
         )
-        write_checkpoint(target, work.state(), header)
+        write_checkpoint(target, work.state() | private_step.clip_norms.state(), header)
 
-    step = PrivateStep(
-        plan, SampledGaussian.from_plan(plan), work, table.digests, Alone()
-    )
     loop = TrainingLoop(
         plan,
-        step,
+        private_step,
         FixedGrants(stop_at),
         enter_phase=enter,
         checkpoint=save,
         phase=phase,
     )
     outcome = loop.run(start, "start")
-    return outcome, work.state()
+    return outcome, work.state() | private_step.clip_norms.state()
 
 
+@pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("cut", [2, 4, 7])
-def test_resuming_changes_nothing_but_the_attempt(tmp_path, cut):
+def test_resuming_changes_nothing_but_the_attempt(tmp_path, cut, adaptive):
     torch.set_num_threads(1)
+    plan = make_plan(adaptive=adaptive)
     model = write_tiny("bert", tmp_path / "model")
     whole_dir, part_dir, rest_dir = (tmp_path / n for n in ("whole", "part", "rest"))
     for folder in (whole_dir, part_dir, rest_dir):
         folder.mkdir()
-    outcome, whole = train(whole_dir, model)
+    outcome, whole = train(whole_dir, model, plan)
     assert outcome.status == "completed"
-    outcome, _ = train(part_dir, model, stop_at=cut)
+    outcome, _ = train(part_dir, model, plan, stop_at=cut)
     assert (outcome.status, outcome.step) == ("interrupted", cut)
-    outcome, rest = train(rest_dir, model, resume=part_dir / f"step-{cut}")
+    outcome, rest = train(rest_dir, model, plan, resume=part_dir / f"step-{cut}")
     assert outcome.status == "completed"
     assert rest.keys() == whole.keys()
     for name, value in whole.items():
         assert torch.equal(value, rest[name]), name
+    if adaptive:
+        used = rest["clip_norms/used"].tolist()
+        assert (len(used), used[0], used[4]) == (10, 1.0, 0.5)
+        assert len(set(used)) == 10, "C moves in every step"

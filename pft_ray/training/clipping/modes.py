@@ -43,9 +43,9 @@ def factors_of(
         norms: (K, B) fp64 norms of the K groups, or upper bounds of them.
         clip_norm: C, for all groups together.
         sizes: Parameters of each group.
-        mode: ``flat`` gives min(1, C / norm); ``automatic`` C / (norm + 0.01), which
-            leaves no unit as it was; ``per_layer`` min(1, C_k / norm_k) with
-            C_k = C / sqrt(K).
+        mode: ``flat`` and ``adaptive``, whose C moves, give min(1, C / norm);
+            ``automatic`` C / (norm + 0.01), which leaves no unit as it was;
+            ``per_layer`` min(1, C_k / norm_k) with C_k = C / sqrt(K).
 
     Returns:
         (K, B) fp64 factors, 0 where a norm is not finite.
