@@ -11,7 +11,7 @@ import torch
 from cards import Card, Figure, options
 
 from pft_ray.crypto import new_key
-from pft_ray.mechanisms import SampledGaussian
+from pft_ray.mechanisms import SampledGaussian, noise_share
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,7 @@ def main() -> None:
         "sampler",
         f"One thread, {size:,} normals or units a call, all calls taking turns; "
         f"medians of {ROUNDS}. Noise: one share from the AES-256-CTR stream, fp64, by "
-        "the inverse distribution function. Sampling: AES-256 of every unit's digest "
+        "Box and Muller's transform. Sampling: AES-256 of every unit's digest "
         "under the step's key, rate 0.1.",
         quick=given.quick,
     )
@@ -49,7 +49,7 @@ def main() -> None:
     raw = np.random.default_rng(1).integers(0, 256, (size, 16), dtype=np.uint8)
     found = rounds_of(
         {
-            "share": lambda: mechanism.share(new_key(), size, 1.0, 1),
+            "share": lambda: noise_share(new_key(), size, 1.0),
             "torch64": lambda: torch.randn(size, dtype=torch.float64),
             "torch32": lambda: torch.randn(size),
             "sample": lambda: mechanism.sample(new_key(), raw),

@@ -11,9 +11,11 @@ from pft_ray.accounting.events import check_count, check_positive
 from pft_ray.crypto import aes_keystream_chunks
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
-_CHUNK = 1 << 14  # words, an even number; the buffers of a chunk stay in the cache
+_CHUNK = 1 << 15  # words, an even number; the buffers of a chunk stay in the cache
 
 _SINE = tuple((-1) ** (k // 2) / math.factorial(k) for k in range(15, 1, -2))
 """Taylor coefficients of x**15 to x**3: up to pi/4 the rest is below 2**-54."""
@@ -31,19 +33,23 @@ def secure_normals(key: bytes, size: int) -> NDArray[np.float64]:
     the last place. docs/guarantees.md says what sampling on this grid does and does
     not defend.
     """
-    return _scaled_normals(key, size, 1.0)
+    return noise_share(key, size, 1.0)
 
 
-def _scaled_normals(key: bytes, size: int, std: float) -> NDArray[np.float64]:
-    out = np.empty(size, dtype=np.float64)
+def noise_pieces(key: bytes, size: int, std: float) -> Iterator[NDArray[np.float64]]:
+    """Yields :func:`noise_share` in pieces, in order, that stay in the cache.
+
+    Every piece is a view of one buffer that the next piece overwrites.
+    """
+    out = np.empty(_CHUNK, dtype=np.float64)
     start = 0
     for words in aes_keystream_chunks(key, size + size % 2, _CHUNK):
         first, second = _box_muller(words[::2], words[1::2])
-        part = out[start : start + len(words)]
+        part = out[: min(len(words), size - start)]
         np.multiply(first, std, out=part[::2])
         np.multiply(second[: len(part) // 2], std, out=part[1::2])
+        yield part
         start += len(words)
-    return out
 
 
 def _box_muller(
@@ -132,4 +138,9 @@ def noise_share(key: bytes, size: int, std: float) -> NDArray[np.float64]:
         ``Gaussian(noise_multiplier)`` (Dwork and Roth 2014, appendix A), amplified
         by sampling as ``PoissonGaussian``.
     """
-    return _scaled_normals(key, size, std)
+    out = np.empty(size, dtype=np.float64)
+    start = 0
+    for piece in noise_pieces(key, size, std):
+        out[start : start + len(piece)] = piece
+        start += len(piece)
+    return out

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pft_ray.accounting.events import PoissonGaussian
-from pft_ray.mechanisms.gaussian import noise_share, share_std
+from pft_ray.mechanisms.gaussian import noise_pieces, share_std
 from pft_ray.mechanisms.sampling import poisson_sample
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -48,7 +50,10 @@ class SampledGaussian:
 
     def share(
         self, noise_key: bytes, size: int, clip_norm: float, numerator: int
-    ) -> NDArray[np.float64]:
-        """Returns ``size`` coordinates of the share numerator / num_shares."""
+    ) -> Iterator[NDArray[np.float64]]:
+        """Yields ``size`` coordinates of the share numerator / num_shares, in pieces.
+
+        Every piece is overwritten by the next; all shares of a step are cut alike.
+        """
         std = share_std(self.noise_multiplier, clip_norm, numerator, self.num_shares)
-        return noise_share(noise_key, size, std)
+        return noise_pieces(noise_key, size, std)

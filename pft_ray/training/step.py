@@ -21,6 +21,8 @@ from pft_ray.training.clip_norms import ClipNorms
 from pft_ray.training.types import ClippedSum, NoisyShare, PrivateGrad
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from pft_ray.accounting.plan import Plan
@@ -111,16 +113,39 @@ def privatise(
     size, sensitivity = total.shape[0], clipped.clip_norm
     if joint is not None:
         size, sensitivity = size + 1, joint.norm
-    for (_, numerator), key in zip(keys.shares, keys.noise_keys, strict=True):
-        noise = mechanism.share(key, size, sensitivity, numerator)
-        noise[: total.shape[0]] += total  # the share's own memory: nothing is copied
-        total = noise
-    if total.shape[0] != size:
+    shares = [
+        mechanism.share(key, size, sensitivity, numerator)
+        for (_, numerator), key in zip(keys.shares, keys.noise_keys, strict=True)
+    ]
+    if joint is not None and not shares:
         raise VoidStepError("This rank holds no noise share.")
-    if joint is not None:
-        total[-1] += joint.weight * _counted(clipped)
-    vector = torch.from_numpy(total.astype(np.float32))
+    vote = 0.0 if joint is None else joint.weight * _counted(clipped)
+    vector = _noisy(total, shares, size, vote)
     return NoisyShare(vector, phase, clipped.clip_norm, counted=joint is not None)
+
+
+def _noisy(
+    total: NDArray[np.float64],
+    shares: list[Iterator[NDArray[np.float64]]],
+    size: int,
+    vote: float,
+) -> torch.Tensor:
+    """Returns (total, vote) plus all shares, piece by piece in fp64, as fp32."""
+    if not shares:
+        return torch.from_numpy(total.astype(np.float32))
+    out = np.empty(size, dtype=np.float32)
+    start = 0
+    for value, *others in zip(*shares, strict=True):
+        stop = start + len(value)
+        known = total[start:stop]
+        value[: len(known)] += known  # the piece's own memory: nothing is copied
+        if stop > len(total):
+            value[-1] += vote
+        for other in others:
+            value += other
+        out[start:stop] = value
+        start = stop
+    return torch.from_numpy(out)
 
 
 def _counted(clipped: ClippedSum) -> float:

@@ -149,7 +149,8 @@ def test_chunks_do_not_show(monkeypatch, size):
 
 def test_a_share_is_its_normals_times_its_deviation():
     std = share_std(1.3, 0.5, 1, 4)
-    share = SampledGaussian(0.1, 1.3, 4).share(KEY, 50, clip_norm=0.5, numerator=1)
+    pieces = SampledGaussian(0.1, 1.3, 4).share(KEY, 50, 0.5, numerator=1)
+    share = np.concatenate([piece.copy() for piece in pieces])
     assert share.dtype == np.float64
     assert (share == secure_normals(KEY, 50) * std).all()
     assert noise_share(KEY, 0, std).shape == (0,)

@@ -39,7 +39,8 @@ def test_the_shares_of_a_step_add_up_to_the_planned_noise(num_shares):
     total = np.zeros(SIZE)
     for index in range(num_shares):
         key = derive_key(KEY, "noise", num_shares, index)
-        total += mechanism.share(key, SIZE, clip_norm=0.5, numerator=1)
+        share = mechanism.share(key, SIZE, clip_norm=0.5, numerator=1)
+        total += np.concatenate([piece.copy() for piece in share])
     scale = mechanism.event.noise_multiplier * 0.5
     assert is_normal_of_scale(total, scale)
     assert not is_normal_of_scale(total, 0.7 * scale)

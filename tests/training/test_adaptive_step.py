@@ -127,9 +127,9 @@ def run_world(world, plan, change=None):
 
 def noise_of(step, size, scale):
     """What the mechanism draws at planned step ``step`` when there is one share."""
-    return SampledGaussian(0.25, SIGMA, 1).share(
-        derive_key(KEY, "noise", step, 0), size, scale, 1
-    )
+    key = derive_key(KEY, "noise", step, 0)
+    pieces = SampledGaussian(0.25, SIGMA, 1).share(key, size, scale, 1)
+    return np.concatenate([piece.copy() for piece in pieces])
 
 
 def test_the_next_c_is_that_of_the_released_count():

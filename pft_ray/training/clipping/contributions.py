@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 CHUNK_ELEMENTS = 1 << 22
 """fp64 elements that a temporary of this package may hold (32 MB)."""
 
-_CACHE_ELEMENTS = 1 << 17  # fp64 elements of a block that stays in the CPU's cache
+_CACHE_ELEMENTS = 1 << 18  # fp64 elements of a block that stays in the CPU's cache
 
 _BLOCK = 64  # fp32 elements that are summed before fp64 takes over
 
