@@ -75,9 +75,7 @@ class Outer:
 
     def absolute_sums(self, rows: slice) -> torch.Tensor:
         """Returns sum_t |left_t| |right_t| of ``rows``, (b,) fp64."""
-        left = self.left[rows].double().square().sum(2).sqrt()
-        right = self.right[rows].double().square().sum(2).sqrt()
-        return (left * right).sum(1)
+        return (_norms(self.left[rows]) * _norms(self.right[rows])).sum(1)
 
     def without(self, dropped: torch.Tensor) -> Outer:
         """Returns the contribution with the ``dropped`` (B,) records set to zero."""
@@ -141,7 +139,7 @@ class Lookup:
 
     def absolute_sums(self, rows: slice) -> torch.Tensor:
         """Returns sum_t |right_t| of ``rows``, (b,) fp64."""
-        return self.right[rows].double().square().sum(2).sqrt().sum(1)
+        return _norms(self.right[rows]).sum(1)
 
     def without(self, dropped: torch.Tensor) -> Lookup:
         """Returns the contribution with the ``dropped`` (B,) records set to zero."""
@@ -159,6 +157,11 @@ Held = Outer | Lookup
 """A contribution that can be kept as its two factors."""
 
 Contribution = Direct | Outer | Lookup
+
+
+def _norms(vectors: torch.Tensor) -> torch.Tensor:
+    """Returns the norms of (b, T, n) over the last dimension in fp64, (b, T)."""
+    return torch.linalg.vector_norm(vectors, dim=2, dtype=torch.float64)
 
 
 def row_slices(num_rows: int, elements_each: int) -> Iterator[slice]:
