@@ -56,7 +56,16 @@ class BuiltJob:
 # How the same sums are computed.
 _HOW_NOT_WHAT = (("training", "memory_limit_gib"), ("model", "gradient_checkpointing"))
 # Options that the format got later: without them a job keeps the digest it had.
-_ADDED_LATER = {"rslora": False, "bias": "none", "modules_to_save": []}
+_ADDED_LATER: dict[tuple[str, ...], dict[str, Any]] = {
+    ("model", "lora"): {
+        "rslora": False,
+        "bias": "none",
+        "modules_to_save": [],
+        "dropout": 0.0,
+    },
+    ("model",): {"dropout": False},
+    ("training",): {"autocast": None},
+}
 
 
 def job_digest(job: JobSpec) -> str:
@@ -67,10 +76,13 @@ def job_digest(job: JobSpec) -> str:
     for phase in data["training"]["phases"]:
         if phase.get("clipping") == "flat":
             del phase["clipping"]
-    lora = data["model"]["lora"] or {}
-    for name, absent in _ADDED_LATER.items():
-        if lora.get(name) == absent:
-            del lora[name]
+    for place, options in _ADDED_LATER.items():
+        inner = data
+        for key in place:
+            inner = inner[key] or {}
+        for key, absent in options.items():
+            if inner.get(key, ...) == absent:
+                del inner[key]
     if job.privacy.unit == "record":
         for key in USER_KEYS:
             del data["privacy"][key]

@@ -219,6 +219,20 @@ def run_backward(total: torch.Tensor) -> None:
     )
 
 
+def gradients_of(
+    total: torch.Tensor, roots: Sequence[torch.Tensor]
+) -> Sequence[torch.Tensor | None]:
+    """Returns the gradients of a scalar, with modes on; None where it has none.
+
+    ``torch.autograd.grad`` is a torch function like ``backward``.
+    """
+    ones = (torch.ones_like(total),)
+    found: Sequence[torch.Tensor | None] = _engine_run_backward(
+        (total,), ones, False, False, tuple(roots), True, accumulate_grad=False
+    )
+    return found
+
+
 def _merges_positions(before: torch.Tensor, after: torch.Tensor, records: int) -> bool:
     """Returns whether (B, ..., n) became (B * positions, n), in that order."""
     return (
