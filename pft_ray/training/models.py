@@ -73,9 +73,16 @@ class TrainedModel:
 
     @property
     def max_positions(self) -> int | None:
-        """Longest record the model takes, or None when it does not say."""
+        """Longest record the model takes, or None when it does not say.
+
+        Models like RoBERTa count positions from behind their padding token.
+        """
         value = getattr(self.stack.config, "max_position_embeddings", None)
-        return None if value is None else int(value)
+        taken = 0
+        for name, part in self.stack.named_modules():
+            if name.endswith("position_embeddings") and isinstance(part, nn.Embedding):
+                taken = 0 if part.padding_idx is None else part.padding_idx + 1
+        return None if value is None else int(value) - taken
 
     def check_length(self, max_length: int) -> None:
         """Refuses records that are longer than the model takes.
