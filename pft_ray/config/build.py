@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from pft_ray.accounting.plan import (
 from pft_ray.accounting.user_levels import cheaper, price_user_levels
 from pft_ray.config.sections import JobSpec
 from pft_ray.config.users import USER_KEYS
+from pft_ray.errors import PlanError
 from pft_ray.ledger.budget import Envelope
 
 _PUBLIC_SECTIONS = {"data", "model", "privacy", "training", "evaluation", "version"}
@@ -151,6 +153,34 @@ def _user_level(
     return best.user, best.noise_multiplier
 
 
+def _calibrated(
+    job: JobSpec, sample_rate: float, num_steps_max: int, user: UserLevel | None
+) -> float:
+    target = job.privacy.epsilon or 0.0
+    try:
+        return calibrate_noise_multiplier(
+            target_epsilon=target,
+            delta=job.privacy.delta,
+            sample_rate=sample_rate,
+            num_steps=num_steps_max,
+            user=user,
+        )
+    except PlanError:
+        if user is None or user.kind == "uls":
+            raise
+        raise _without_price(f"No noise reaches epsilon {target:g}", user) from None
+
+
+def _without_price(found: str, user: UserLevel | None) -> PlanError:
+    if user is None or user.kind == "uls":
+        return PlanError(f"{found}.", "Raise noise_multiplier, or lower sample_rate.")
+    return PlanError(
+        f"{found} with user_level els and max_records_per_user "
+        f"{user.max_records_per_user}: all records of a user may be in one step.",
+        "Set user_level: uls, lower max_records_per_user, or allow more noise.",
+    )
+
+
 def build_plan(job: JobSpec) -> tuple[Plan, float]:
     """Prices a job: returns its plan and the PLD epsilon of training at T_max.
 
@@ -174,13 +204,7 @@ def build_plan(job: JobSpec) -> tuple[Plan, float]:
         reserve = default_fault_reserve(num_steps, interval, grant_size)
     user, sigma = _user_level(job, sample_rate, num_steps + reserve)
     if sigma is None:
-        sigma = calibrate_noise_multiplier(
-            target_epsilon=job.privacy.epsilon or 0.0,
-            delta=job.privacy.delta,
-            sample_rate=sample_rate,
-            num_steps=num_steps + reserve,
-            user=user,
-        )
+        sigma = _calibrated(job, sample_rate, num_steps + reserve, user)
     prepared = job.data.deduplicate != "none"
     fields: dict[str, Any] = {
         "unit": job.privacy.unit,
@@ -200,6 +224,10 @@ def build_plan(job: JobSpec) -> tuple[Plan, float]:
     }
     plan = Plan(**fields)
     epsilon = epsilon_of(plan.event, plan.delta)
+    if not math.isfinite(epsilon):
+        raise _without_price(
+            f"noise_multiplier {sigma:g} leaves no finite epsilon", user
+        )
     ends = [sum(p.num_steps for p in phases[: i + 1]) for i in range(len(phases))]
     evaluation = _evaluation_plan(job, job.privacy.epsilon or epsilon, ends)
     return Plan(**fields, evaluation=evaluation), epsilon
