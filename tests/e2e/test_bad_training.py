@@ -71,6 +71,13 @@ def test_dropout_that_the_model_does_not_have_is_refused(chat_bench):
     chat_bench.refused("train", job, says="has no dropout", fix="model.lora.dropout")
 
 
+def test_dropout_that_the_model_has_is_taken(bench):
+    job = bench.new_job(model__dropout=True, training__autocast="bf16")
+    assert pft("train", job, "--dry-run").code == 0
+    job = bench.new_job(training__autocast="fp8")
+    bench.refused("train", job, says="training.autocast", fix="bf16")
+
+
 def test_positions_behind_the_padding_token_count(bench):
     """A RoBERTa of 32 positions starts at 2: it takes 30 tokens."""
     from transformers import RobertaConfig, RobertaModel
