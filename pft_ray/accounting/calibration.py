@@ -265,7 +265,7 @@ def _corrected(cost: Callable[[float], float], start: float, slope: float) -> fl
     """Moves a coarse edge to where the fine cost is at most 0, within 0.03 %."""
     best, scale, last = start, start, (0.0, 0.0)
     for _ in range(_MOST_CORRECTIONS):
-        value = cost(scale)
+        value = min(max(cost(scale), -2.0), 2.0)  # infinite where no grid holds it
         slope = _secant(slope, last, (scale, value))
         last = (scale, value)
         if value <= 0:

@@ -71,12 +71,14 @@ def _mixture(leaf: PoissonMixture, order: int) -> float:
     shifts = np.arange(most + 1)[:, None]
     with np.errstate(divide="ignore"):
         log_weights = np.log(np.asarray(leaf.weights))[:, None]
-    ratio = logsumexp(log_weights + (shifts * x - shifts**2 / 2) / sigma**2, axis=0)
-    base = -(x**2) / (2 * sigma**2) - math.log(sigma * math.sqrt(2 * math.pi))
-    moment = max(
-        float(logsumexp(base + order * ratio)),
-        float(logsumexp(base + (1 - order) * ratio)),
-    ) + math.log(float(step))
+    with np.errstate(over="ignore"):  # of terms that are nothing beside the largest
+        terms = log_weights + (shifts * x - shifts**2 / 2) / sigma**2
+        ratio = logsumexp(terms, axis=0)
+        base = -(x**2) / (2 * sigma**2) - math.log(sigma * math.sqrt(2 * math.pi))
+        moment = max(
+            float(logsumexp(base + order * ratio)),
+            float(logsumexp(base + (1 - order) * ratio)),
+        ) + math.log(float(step))
     return (max(moment, 0.0) + 1e-10 * (1 + abs(moment))) / (order - 1)
 
 

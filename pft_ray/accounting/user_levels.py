@@ -103,11 +103,19 @@ def cheaper(prices: tuple[UserPrice, UserPrice]) -> UserPrice:
     return best
 
 
+def _said(price: UserPrice) -> str:
+    if math.isfinite(price.noise_multiplier):
+        return f"{price.user.kind} {price.noise_to_signal:.4g}"
+    most = price.user.max_records_per_user
+    return (
+        f"{price.user.kind} out of reach (no noise hides a user of up to {most} "
+        "records at this budget)"
+    )
+
+
 def reason(prices: tuple[UserPrice, UserPrice], chosen: UserKind, asked: str) -> str:
     """Returns in one sentence which way is taken and why."""
-    said = " and ".join(
-        f"{price.user.kind} {price.noise_to_signal:.4g}" for price in prices
-    )
+    said = " and ".join(_said(price) for price in prices)
     best = min(prices, key=lambda price: price.noise_to_signal).user.kind
     why = "it has less noise" if asked == "auto" else "the job asks for it"
     text = f"{chosen}, because {why}: noise to signal of a step is {said}"

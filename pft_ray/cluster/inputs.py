@@ -12,7 +12,11 @@ from pft_ray.cluster.model_check import check_model
 from pft_ray.cluster.specs import split_predicate
 from pft_ray.data.paths import resolve_model_path
 from pft_ray.data.prepare import PreparedData, prepare_data
-from pft_ray.data.tokenize import load_tokenizer, tokenize_table
+from pft_ray.data.tokenize import (
+    check_some_tokens,
+    load_tokenizer,
+    tokenize_table,
+)
 from pft_ray.data.users import UserGroups, cap_records, group_users
 from pft_ray.errors import DataError, InputError
 from pft_ray.ledger import dataset_commitment
@@ -143,14 +147,19 @@ def check_inputs(job: JobSpec, base_dir: Path, ledger: Ledger) -> PreparedData:
         InputError: The output folder cannot be written, or a block is cut otherwise
             than the job cuts its data.
         UnknownBlockError: A block is not there.
-        DataError: The data cannot be read or are not those that were registered.
+        DataError: The data cannot be read, are not those that were registered, or
+            have nothing to learn from in any record.
         ModelError: The model or its tokenizer does not suit the job.
     """
     _check_output(base_dir / job.output)
     dataset = _registration(job, ledger)
     _check_blocks(job, ledger)
-    check_model(job, base_dir)
-    return _registered(job, base_dir, ledger.fingerprint_key(), dataset.commitment)
+    tokenizer = check_model(job, base_dir)
+    key, commitment = ledger.fingerprint_key(), dataset.commitment
+    prepared = _registered(job, base_dir, key, commitment)
+    length, task = job.data.max_length, job.model.task
+    check_some_tokens(prepared.train, tokenizer, length, task)
+    return prepared
 
 
 def _check_output(output: Path) -> None:

@@ -5,7 +5,7 @@ Only names and shapes of the weights are read, so it takes a moment for any mode
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pft_ray.cluster.specs import model_spec, optimizer_spec
 from pft_ray.data.paths import resolve_model_path
@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from pft_ray.training.models import TrainedModel
 
 
-def check_model(job: JobSpec, base_dir: Path) -> None:
+def check_model(job: JobSpec, base_dir: Path) -> Any:
     """Checks model, adapters, trainable sets and tokenizer against the job.
+
+    Returns:
+        The tokenizer.
 
     Raises:
         ModelError: The model is missing, damaged or incomplete, takes fewer tokens
@@ -36,7 +39,7 @@ def check_model(job: JobSpec, base_dir: Path) -> None:
     for phase in job.training.phases:
         optimizer_spec(job.training, phase)
         PerRecordClipper(model.module, model.set_trainable(phase.trainable))
-    _check_tokenizer(job, model, resolve_model_path(job.model.path, base_dir))
+    return _check_tokenizer(job, model, resolve_model_path(job.model.path, base_dir))
 
 
 def _check_length(job: JobSpec, model: TrainedModel) -> None:
@@ -49,7 +52,7 @@ def _check_length(job: JobSpec, model: TrainedModel) -> None:
         )
 
 
-def _check_tokenizer(job: JobSpec, model: TrainedModel, path: str) -> None:
+def _check_tokenizer(job: JobSpec, model: TrainedModel, path: str) -> Any:
     tokenizer = load_tokenizer(path)
     largest = max(tokenizer.get_vocab().values(), default=0)
     if largest >= model.vocab_size:
@@ -70,3 +73,4 @@ def _check_tokenizer(job: JobSpec, model: TrainedModel, path: str) -> None:
             f"The tokenizer of {job.model.path!r} has no chat template.",
             "Use an instruction-tuned model, or give plain text in data.text.",
         )
+    return tokenizer

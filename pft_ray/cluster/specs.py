@@ -50,9 +50,12 @@ def model_spec(job: JobSpec, base_dir: Path) -> ModelSpec:
             rslora=lora.rslora,
             bias=lora.bias,
             modules_to_save=lora.modules_to_save,
+            dropout=lora.dropout,
         ),
         init_seed=job.training.seed,
         gradient_checkpointing=model.gradient_checkpointing,
+        dropout=model.dropout,
+        autocast=job.training.autocast is not None,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,6 +26,7 @@ from pft_ray.accounting.user_levels import cheaper, price_user_levels
 from pft_ray.config.quantile import QuantileSection
 from pft_ray.config.sections import JobSpec
 from pft_ray.config.users import USER_KEYS
+from pft_ray.errors import PlanError
 from pft_ray.ledger.budget import Envelope
 
 if TYPE_CHECKING:
@@ -60,7 +62,16 @@ class BuiltJob:
 # How the same sums are computed.
 _HOW_NOT_WHAT = (("training", "memory_limit_gib"), ("model", "gradient_checkpointing"))
 # Options that the format got later: without them a job keeps the digest it had.
-_ADDED_LATER = {"rslora": False, "bias": "none", "modules_to_save": []}
+_ADDED_LATER: dict[tuple[str, ...], dict[str, Any]] = {
+    ("model", "lora"): {
+        "rslora": False,
+        "bias": "none",
+        "modules_to_save": [],
+        "dropout": 0.0,
+    },
+    ("model",): {"dropout": False},
+    ("training",): {"autocast": None},
+}
 
 
 def job_digest(job: JobSpec) -> str:
@@ -73,14 +84,21 @@ def job_digest(job: JobSpec) -> str:
             del phase["clipping"]
         if phase.get("quantile") is None:
             del phase["quantile"]
-    lora = data["model"]["lora"] or {}
-    for name, absent in _ADDED_LATER.items():
-        if lora.get(name) == absent:
-            del lora[name]
+    _leave_out_defaults(data)
     if job.privacy.unit == "record":
         for key in USER_KEYS:
             del data["privacy"][key]
     return hashlib.sha256(canonical_json(data)).hexdigest()
+
+
+def _leave_out_defaults(data: dict[str, Any]) -> None:
+    for place, options in _ADDED_LATER.items():
+        inner = data
+        for key in place:
+            inner = inner[key] or {}
+        for key, absent in options.items():
+            if inner.get(key, ...) == absent:
+                del inner[key]
 
 
 def _evaluation_plan(
@@ -161,6 +179,34 @@ def _phase(section: PhaseSection, noise_multiplier: float) -> Phase:
     )
 
 
+def _calibrated(
+    job: JobSpec, sample_rate: float, num_steps_max: int, user: UserLevel | None
+) -> float:
+    target = job.privacy.epsilon or 0.0
+    try:
+        return calibrate_noise_multiplier(
+            target_epsilon=target,
+            delta=job.privacy.delta,
+            sample_rate=sample_rate,
+            num_steps=num_steps_max,
+            user=user,
+        )
+    except PlanError:
+        if user is None or user.kind == "uls":
+            raise
+        raise _without_price(f"No noise reaches epsilon {target:g}", user) from None
+
+
+def _without_price(found: str, user: UserLevel | None) -> PlanError:
+    if user is None or user.kind == "uls":
+        return PlanError(f"{found}.", "Raise noise_multiplier, or lower sample_rate.")
+    return PlanError(
+        f"{found} with user_level els and max_records_per_user "
+        f"{user.max_records_per_user}: all records of a user may be in one step.",
+        "Set user_level: uls, lower max_records_per_user, or allow more noise.",
+    )
+
+
 def build_plan(job: JobSpec) -> tuple[Plan, float]:
     """Prices a job: returns its plan and the PLD epsilon of training at T_max.
 
@@ -180,13 +226,7 @@ def build_plan(job: JobSpec) -> tuple[Plan, float]:
         reserve = default_fault_reserve(num_steps, interval, grant_size)
     user, sigma = _user_level(job, sample_rate, num_steps + reserve)
     if sigma is None:
-        sigma = calibrate_noise_multiplier(
-            target_epsilon=job.privacy.epsilon or 0.0,
-            delta=job.privacy.delta,
-            sample_rate=sample_rate,
-            num_steps=num_steps + reserve,
-            user=user,
-        )
+        sigma = _calibrated(job, sample_rate, num_steps + reserve, user)
     phases = tuple(_phase(section, sigma) for section in training.phases)
     prepared = job.data.deduplicate != "none"
     fields: dict[str, Any] = {
@@ -207,6 +247,10 @@ def build_plan(job: JobSpec) -> tuple[Plan, float]:
     }
     plan = Plan(**fields)
     epsilon = epsilon_of(plan.event, plan.delta)
+    if not math.isfinite(epsilon):
+        raise _without_price(
+            f"noise_multiplier {sigma:g} leaves no finite epsilon", user
+        )
     ends = [sum(p.num_steps for p in phases[: i + 1]) for i in range(len(phases))]
     evaluation = _evaluation_plan(job, job.privacy.epsilon or epsilon, ends)
     return Plan(**fields, evaluation=evaluation), epsilon

@@ -119,6 +119,9 @@ class LoraSection(Section):
     modules_to_save: tuple[Text, ...] = Field(
         (), description="Modules that are trained whole, for example lm_head."
     )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Rate at which inputs of the adapters are dropped."
+    )
 
 
 class ModelSection(Section):
@@ -136,6 +139,9 @@ class ModelSection(Section):
     lora: LoraSection | None = Field(None, description="Low-rank adapters.")
     gradient_checkpointing: bool = Field(
         False, description="Less memory for about a third more time."
+    )
+    dropout: bool = Field(
+        False, description="Train with the dropout rates of the model's own config."
     )
 
 
@@ -252,6 +258,9 @@ class TrainingSection(Section):
     )
     seed: Annotated[int, Field(ge=0, lt=2**62)] = Field(
         0, description="Public seed of initial weights only."
+    )
+    autocast: Literal["bf16"] | None = Field(
+        None, description="Run forward passes of training in bf16 where it is safe."
     )
     max_micro_batch: Annotated[int, Field(ge=1, le=4096)] = Field(
         64, description="Units a forward pass at most."

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Task = Literal["classification", "causal_lm"]
 
 _BATCH = 512
+_FEW = 32
 _MIN_CHARS = 10_000
 _CHARS_PER_TOKEN = 64
 
@@ -119,7 +120,7 @@ def tokenize_table(
         exception on one record changes or removes another.
     """
     results = encode_contents(records.contents, tokenizer, max_length, task)
-    _check_all_failed(results, max_length)
+    _check_all_failed(results, records.numbers, max_length)
     kept = [p for p, result in enumerate(results) if isinstance(result, Encoded)]
     rows = [result for result in results if isinstance(result, Encoded)]
     faults = [
@@ -141,6 +142,23 @@ def tokenize_table(
     )
     num_truncated = sum(row.truncated for row in rows)
     return table, Dropped.from_pairs(faults, num_truncated)
+
+
+def check_some_tokens(
+    records: Records, tokenizer: Any, max_length: int, task: Task
+) -> None:
+    """Tokenises records until one has something to learn from.
+
+    Raises:
+        DataError: As :func:`tokenize_table`.
+    """
+    results: list[Encoded | Fault] = []
+    for start in range(0, len(records), _FEW):
+        part = records.contents[start : start + _FEW]
+        results += encode_contents(part, tokenizer, max_length, task)
+        if any(isinstance(result, Encoded) for result in results):
+            return
+    _check_all_failed(results, records.numbers, max_length)
 
 
 def encode_contents(
@@ -292,7 +310,9 @@ def _try_call(
     return encodings if len(encodings) == len(texts) else None
 
 
-def _check_all_failed(results: list[Encoded | Fault], max_length: int) -> None:
+def _check_all_failed(
+    results: list[Encoded | Fault], numbers: Sequence[int], max_length: int
+) -> None:
     reasons = {r.reason for r in results if isinstance(r, Fault)}
     if not results or any(isinstance(result, Encoded) for result in results):
         return
@@ -304,7 +324,8 @@ def _check_all_failed(results: list[Encoded | Fault], max_length: int) -> None:
     }
     fix = " ".join(fixes[reason] for reason in sorted(reasons & set(fixes)))
     raise DataError(
-        f"No record could be tokenised ({', '.join(sorted(reasons))}).",
+        f"No record could be tokenised ({', '.join(sorted(reasons))}); the first is "
+        f"record {min(numbers)}.",
         fix or "Check the model's tokenizer and the text column.",
     )
 

@@ -229,11 +229,15 @@ def validate_table(table: RawTable, spec: DataSpec) -> tuple[list[Record], Dropp
     if not records:
         if spec.label is not None:
             _check_labels(table, spec, class_names)
-        reasons = ", ".join(sorted({reason for _, reason in faults}))
+        counts = dict(Counter(reason for _, reason in faults))
+        first = f"; the first is record {faults[0][0]}" if faults else ""
         raise DataError(
-            f"No record of {table.source} can be used ({reasons}).",
-            "Check the columns that the job names.",
-            {"counts": dict(Counter(reason for _, reason in faults))},
+            f"No record of {table.source} can be used "
+            f"({', '.join(sorted(counts))}){first}.",
+            "Give conversations with a text of role 'assistant': what the agent says."
+            if set(counts) == {NO_ASSISTANT}
+            else "Check the columns that the job names.",
+            {"counts": counts},
         )
     return records, Dropped.from_pairs(faults)
 

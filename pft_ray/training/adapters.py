@@ -43,7 +43,7 @@ def attach_adapters(
         task_type=_TASK_TYPES[task],
         r=spec.rank,
         lora_alpha=spec.alpha,
-        lora_dropout=0.0,
+        lora_dropout=spec.dropout,
         use_rslora=spec.rslora,
         bias=spec.bias,
         modules_to_save=list(spec.modules_to_save) or None,

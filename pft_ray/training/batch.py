@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from pft_ray.data.tokens import TokenTable
@@ -27,6 +27,8 @@ class TokenBatch:
             before; else None.
         depth: Number of layers that ``hidden`` has passed.
         features: (B, H) pooled features, when the whole backbone was run before.
+        seeds: int64 (B,), where the records' dropout masks start from; a function of
+            each record's own id.
     """
 
     input_ids: torch.Tensor
@@ -36,6 +38,7 @@ class TokenBatch:
     hidden: torch.Tensor | None = None
     depth: int = 0
     features: torch.Tensor | None = None
+    seeds: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])
@@ -56,6 +59,22 @@ class TokenBatch:
         return positions[None, :] < self.lengths[:, None]
 
 
+def check_positions(positions: NDArray[np.int64], num_units: int) -> None:
+    """Checks that ``positions`` are distinct and lie in [0, num_units).
+
+    Raises:
+        ValueError: They are or do not.
+    """
+    rows = np.asarray(positions, dtype=np.int64)
+    distinct = np.unique(rows)
+    if len(distinct) != len(rows):
+        msg = "a unit is in the batch twice"
+        raise ValueError(msg)
+    if len(rows) and not 0 <= distinct[0] <= distinct[-1] < num_units:
+        msg = f"positions must lie in [0, {num_units})"
+        raise ValueError(msg)
+
+
 def batch_of(table: TokenTable, rows: NDArray[np.int64]) -> TokenBatch:
     """Returns the rows of ``table`` at ``rows``, in that order."""
     index = torch.from_numpy(rows)
@@ -67,6 +86,7 @@ def batch_of(table: TokenTable, rows: NDArray[np.int64]) -> TokenBatch:
         loss_mask=(
             None if loss_mask is None else torch.from_numpy(loss_mask)[index].bool()
         ),
+        seeds=torch.from_numpy(table.digests[rows, :8].copy().view("<i8")[:, 0]),
     )
 
 
@@ -82,6 +102,9 @@ def synthetic_batch(
     ids = torch.randint(0, vocab_size, shape, generator=generator)
     lengths = torch.full((num_records,), length)
     lengths[1::2] = max(1, length // 2)
+    seeds = torch.arange(num_records)
     if causal:
-        return TokenBatch(ids, lengths, loss_mask=torch.ones(shape, dtype=torch.bool))
-    return TokenBatch(ids, lengths, targets=torch.zeros(num_records, dtype=torch.long))
+        mask = torch.ones(shape, dtype=torch.bool)
+        return TokenBatch(ids, lengths, loss_mask=mask, seeds=seeds)
+    targets = torch.zeros(num_records, dtype=torch.long)
+    return TokenBatch(ids, lengths, targets=targets, seeds=seeds)

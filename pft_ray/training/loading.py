@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
@@ -35,9 +40,11 @@ _LOADING_ERRORS = (
 
 
 def load_base(spec: ModelSpec, *, is_outline: bool = False) -> nn.Module:
-    """Returns the base model in fp32, in evaluation mode, without any dropout.
+    """Returns the base model in fp32, in evaluation mode.
 
-    A pooler is taken off: nothing here uses it.
+    A pooler is taken off: nothing here uses it. Rates of dropout are 0 unless the
+    specification asks for the model's own; attention then runs step by step, because
+    the fused kernels draw masks of their own.
 
     Args:
         spec: The model.
@@ -45,16 +52,19 @@ def load_base(spec: ModelSpec, *, is_outline: bool = False) -> nn.Module:
             everything is checked and nothing takes memory.
 
     Raises:
-        ModelError: The source is missing, damaged or unknown, or lacks weights.
+        ModelError: The source is missing, damaged or unknown, lacks weights, or has
+            no dropout where the model's own is asked for.
     """
     source, options = pretrained_arguments(resolve_model_path(spec.path))
     if is_outline:
         options["device_map"] = {"": "meta"}
+    if spec.dropout:
+        options["attn_implementation"] = "eager"
     auto = AutoModel if spec.task == "classification" else AutoModelForCausalLM
     try:
         with _quiet():
             config = AutoConfig.from_pretrained(source, **options)
-            _zero_dropout(config)
+            rates = _zero_dropout(config, only_layers=spec.dropout)
             model, info = auto.from_pretrained(
                 source,
                 config=config,
@@ -71,15 +81,20 @@ def load_base(spec: ModelSpec, *, is_outline: bool = False) -> nn.Module:
             f"transformers {transformers.__version__} knows without remote code.",
         ) from error
     _check_weights(spec.path, info)
-    return _plain(model)
+    if spec.dropout and not any(rates):
+        raise ModelError(
+            f"The model {spec.path!r} has no dropout: all its rates are 0.",
+            "Set model.dropout to false; model.lora.dropout drops inputs of adapters.",
+        )
+    return _plain(model, dropout=spec.dropout)
 
 
-def _plain(model: Any) -> nn.Module:
+def _plain(model: Any, *, dropout: bool) -> nn.Module:
     base = model.base_model
     if getattr(base, "pooler", None) is not None:
         base.pooler = None
     for module in model.modules():
-        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd) and not dropout:
             module.p = 0.0
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -87,11 +102,14 @@ def _plain(model: Any) -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
-def checkpoint_layers(model: Any) -> None:
+def checkpoint_layers(model: Any, *, always: bool = True) -> None:
     """Lets every layer keep its input only and run again in the backward pass.
 
-    Only the layers themselves are told that they train; nothing below them is, so
-    nothing becomes random.
+    Args:
+        model: A transformers model.
+        always: Tell the layers themselves, and nothing below them, that they train, so
+            that nothing becomes random by it. Without it they must be told for each
+            pass of training.
 
     Raises:
         ModelError: The library does not offer it for this model.
@@ -106,17 +124,31 @@ def checkpoint_layers(model: Any) -> None:
             f"{type(model).__name__} has no gradient checkpointing.",
             "Set model.gradient_checkpointing to false.",
         )
-    for layer in layers:
+    for layer in layers if always else []:
         layer.training = True
         if isinstance(getattr(layer, "dropout", None), float):
             layer.dropout = 0.0
 
 
-def _zero_dropout(config: Any) -> None:
-    for name, value in vars(config).items():
-        is_dropout = "dropout" in name or name.endswith(("_pdrop", "layerdrop"))
-        if is_dropout and isinstance(value, float):
+def _zero_dropout(config: Any, *, only_layers: bool) -> list[float]:
+    """Sets the rates in a config to 0; returns those of dropout as they were.
+
+    Args:
+        config: Of a transformers model; configs inside it are done, too.
+        only_layers: Set only the rate at which whole layers are left out.
+    """
+    rates = []
+    for name, value in list(vars(config).items()):
+        if isinstance(value, PreTrainedConfig):
+            rates += _zero_dropout(value, only_layers=only_layers)
+        if not isinstance(value, float):
+            continue
+        is_dropout = "dropout" in name or name.endswith("_pdrop")
+        if name.endswith("layerdrop") or (is_dropout and not only_layers):
             setattr(config, name, 0.0)
+        if is_dropout:
+            rates.append(value)
+    return rates
 
 
 def _check_weights(path: str, info: dict[str, Any]) -> None:

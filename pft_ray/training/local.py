@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from pft_ray.errors import InputError, ModelError, ResumeError
-from pft_ray.training.batch import TokenBatch, synthetic_batch
+from pft_ray.errors import InputError, ResumeError
+from pft_ray.training.batch import TokenBatch, check_positions, synthetic_batch
 from pft_ray.training.clip_norms import balance_of
 from pft_ray.training.clipping import OneUnitClipper, choose_clipper
 from pft_ray.training.memory import largest_micro_batch
@@ -33,12 +33,14 @@ if TYPE_CHECKING:
     from pft_ray.training.models import TrainedModel
 
     _SumAndNorms = tuple[torch.Tensor, torch.Tensor]
+    _Run = Callable[[Callable[[], torch.Tensor], int], _SumAndNorms]
     _Clipper = PerRecordClipper | OneUnitClipper
 
 _PARAMETER = "parameter/"
 _MOMENT = "optimizer/"
 _TRAINABLE = "phase/trainable"
 _PROGRESS = "phase/progress"
+_EXACT, _ROUGH = 1e-3, 2.0**-4  # of fp32, and of bf16 with its 8 bits
 
 
 class LocalWork:
@@ -72,7 +74,7 @@ class LocalWork:
             raise InputError(
                 f"max_micro_batch is {max_micro_batch}.", "Give an integer >= 1."
             )
-        _check_length(model, table)
+        model.check_length(table.max_length)
         self._model = model
         self._table = table
         self._max_micro_batch = max_micro_batch
@@ -94,7 +96,7 @@ class LocalWork:
                 mean=mean,
                 max_micro_batch=max_micro_batch,
                 batch=self._cache.batch,
-                losses=model.losses,
+                losses=model.training_losses,
                 probe=self._probe,
                 faulty=self._faulty,
             )
@@ -133,8 +135,9 @@ class LocalWork:
             ModelError: The model cannot be trained with a bounded contribution.
         """
         named = self._model.set_trainable(trainable)
-        self._clipper, self.slow_reason = self._choose_clipper(named, clipping)
-        self.micro_batch = self._fit_micro_batch()
+        with self._model.training_pass():
+            self._clipper, self.slow_reason = self._choose_clipper(named, clipping)
+            self.micro_batch = self._fit_micro_batch()
         if self._users is not None:
             self._users.max_micro_batch = self.micro_batch
         self._optimizer = PrivateOptimizer(named, optimizer)
@@ -257,30 +260,26 @@ class LocalWork:
             raise RuntimeError(msg)
         return self._optimizer
 
-    def _check_positions(self, positions: NDArray[np.int64]) -> None:
-        rows = np.asarray(positions, dtype=np.int64)
-        distinct = np.unique(rows)
-        if len(distinct) != len(rows):
-            msg = "a unit is in the batch twice"
-            raise ValueError(msg)
-        if len(rows) and not 0 <= distinct[0] <= distinct[-1] < self._num_units:
-            msg = f"positions must lie in [0, {self._num_units})"
-            raise ValueError(msg)
-
     def _sum(
         self, positions: NDArray[np.int64], clip_norm: float | None
     ) -> _SumAndNorms:
         """Returns the sum, clipped unless C is None, and norms before clipping."""
-        self._check_positions(positions)
+        check_positions(positions, self._num_units)
         rows, clipper = np.asarray(positions, dtype=np.int64), self._phase_clipper
-        if self._users is not None:
-            return self._users.sum(rows, clipper, clip_norm)
+        with self._model.training_pass():
+            if self._users is not None:
+                return self._users.sum(rows, clipper, clip_norm)
+            return self._sum_of_records(rows, clipper, clip_norm)
+
+    def _sum_of_records(
+        self, rows: NDArray[np.int64], clipper: _Clipper, clip_norm: float | None
+    ) -> _SumAndNorms:
         usable = rows[self._table.lengths[rows] > 0]
         self._faulty.update(np.setdiff1d(rows, usable).tolist())
 
         def compute(part: NDArray[np.int64]) -> _SumAndNorms:
             batch = self._cache.batch(part)
-            losses = partial(self._model.losses, batch)
+            losses = partial(self._model.training_losses, batch)
             if clip_norm is None:
                 return clipper.plain_sum(losses, len(batch))
             return clipper.clipped_sum(losses, len(batch), clip_norm)
@@ -308,7 +307,7 @@ class LocalWork:
         """Runs made-up records as real ones would run."""
         batch = self._synthetic(num_records)
         self._phase_clipper.clipped_sum(
-            lambda: self._model.losses(batch), num_records, 1.0
+            lambda: self._model.training_losses(batch), num_records, 1.0
         )
 
     def _fit_micro_batch(self) -> int:
@@ -327,12 +326,20 @@ class LocalWork:
         num_records = 2 if self._table.max_length != 2 else 3
         made_up = self._synthetic(num_records)
 
-        def losses_of(rows: slice) -> torch.Tensor:
-            return self._model.losses(made_up.at(rows))
+        def choose(*, exact: bool) -> tuple[_Clipper, str]:
+            return choose_clipper(
+                self._model.module,
+                named,
+                lambda rows: self._model.training_losses(made_up.at(rows), exact=exact),
+                num_records,
+                clipping,
+                tolerance=_EXACT if exact else _ROUGH,
+            )
 
-        return choose_clipper(
-            self._model.module, named, losses_of, num_records, clipping
-        )
+        self._model.check_randomness(made_up)
+        found = choose(exact=True)
+        rough = self._model.spec.autocast and not found[1]
+        return choose(exact=False) if rough else found
 
     def _load_parameters(self, tensors: dict[str, torch.Tensor]) -> None:
         stored = {
@@ -359,7 +366,7 @@ class LocalWork:
         compute: Callable[[TokenBatch], torch.Tensor],
         default: torch.Tensor,
     ) -> NDArray[np.float32]:
-        _check_length(self._model, table)
+        self._model.check_length(table.max_length)
         cache = self._evaluation_cache(table)
         out = default.repeat(len(table), *([1] * default.ndim)).float()
 
@@ -389,12 +396,3 @@ class LocalWork:
                 cache.start_phase(self._trainable)
             self._evaluation = (table, cache)
         return self._evaluation[1]
-
-
-def _check_length(model: TrainedModel, table: TokenTable) -> None:
-    limit = model.max_positions
-    if limit is not None and table.max_length > limit:
-        raise ModelError(
-            f"Records of {table.max_length} tokens; the model takes {limit}.",
-            "Lower max_length.",
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,13 @@ from torch import nn
 from pft_ray.errors import ModelError
 from pft_ray.training.adapters import attach_adapters, write_adapters
 from pft_ray.training.classifier import TextClassifier
+from pft_ray.training.dropout import RecordDropout
 from pft_ray.training.families import entered, family_of, model_inputs, num_layers
 from pft_ray.training.loading import checkpoint_layers, load_base
 from pft_ray.training.spec import LoraSpec, ModelSpec, moves_base
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from pft_ray.training.batch import TokenBatch
 
@@ -39,7 +41,10 @@ _PARTS = {"head", "adapter", "biases", "all"}
 
 
 class TrainedModel:
-    """A base model with adapters and head, in evaluation mode, without randomness.
+    """A base model with adapters and head, in evaluation mode.
+
+    Nothing is random but the dropout that the specification asks for, and that only
+    within :meth:`training_pass`.
 
     Attributes:
         spec: What it was built from.
@@ -53,6 +58,7 @@ class TrainedModel:
         self.module = module
         self._adapters = adapters
         self._full = False
+        self._masks: RecordDropout | None = None
         if isinstance(module, TextClassifier):
             self._prefix, self.stack = "backbone.", module.backbone
         else:
@@ -67,9 +73,29 @@ class TrainedModel:
 
     @property
     def max_positions(self) -> int | None:
-        """Longest record the model takes, or None when it does not say."""
+        """Longest record the model takes, or None when it does not say.
+
+        Models like RoBERTa count positions from behind their padding token.
+        """
         value = getattr(self.stack.config, "max_position_embeddings", None)
-        return None if value is None else int(value)
+        taken = 0
+        for name, part in self.stack.named_modules():
+            if name.endswith("position_embeddings") and isinstance(part, nn.Embedding):
+                taken = 0 if part.padding_idx is None else part.padding_idx + 1
+        return None if value is None else int(value) - taken
+
+    def check_length(self, max_length: int) -> None:
+        """Refuses records that are longer than the model takes.
+
+        Raises:
+            ModelError: Says how long they may be.
+        """
+        limit = self.max_positions
+        if limit is not None and max_length > limit:
+            raise ModelError(
+                f"Records of {max_length} tokens; the model takes {limit}.",
+                "Lower max_length.",
+            )
 
     @property
     def is_full(self) -> bool:
@@ -155,6 +181,56 @@ class TrainedModel:
                 number = int(name.removeprefix(prefix).split(".")[0]) if inside else 0
                 depth = min(depth, number)
         return depth
+
+    @contextmanager
+    def training_pass(self) -> Iterator[None]:
+        """Makes dropout work, forward and backward, for the time of one clipped sum.
+
+        The masks of a record are the same in all micro-batches of the context; see
+        :class:`RecordDropout`. Without dropout nothing is done.
+        """
+        if not self.spec.has_dropout:
+            yield
+            return
+        still = [part for part in self.module.modules() if not part.training]
+        with torch.random.fork_rng(devices=[]), RecordDropout() as self._masks:
+            for part in still:
+                part.training = True
+            try:
+                yield
+            finally:
+                self._masks = None
+                for part in still:
+                    part.training = False
+
+    def training_losses(
+        self, batch: TokenBatch, *, exact: bool = False
+    ) -> torch.Tensor:
+        """Returns :meth:`losses` with dropout and autocast as specified.
+
+        Call it, and run its backward pass, within :meth:`training_pass`.
+
+        Args:
+            batch: The records, with their seeds.
+            exact: Leave autocast out.
+        """
+        if self._masks is not None:
+            assert batch.seeds is not None
+            self._masks.start(batch.seeds)
+        lower = self.spec.autocast and not exact
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=lower):
+            return self.losses(batch)
+
+    def check_randomness(self, batch: TokenBatch) -> None:
+        """Refuses a model with other randomness than dropout, in a training pass.
+
+        Raises:
+            ModelError: It draws random numbers of its own.
+        """
+        if self._masks is not None:
+            with torch.no_grad():
+                self.training_losses(batch)
+            self._masks.check_others()
 
     def losses(self, batch: TokenBatch) -> torch.Tensor:
         """Returns the (B,) losses, each a function of its own record alone.
@@ -269,7 +345,7 @@ def assemble(spec: ModelSpec, base: nn.Module, adapters: Any) -> TrainedModel:
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     if spec.gradient_checkpointing:
-        checkpoint_layers(base)
+        checkpoint_layers(base, always=not spec.has_dropout)
     return TrainedModel(spec, module, adapters)
 
 

@@ -61,10 +61,13 @@ class PrefixCache:
         self.drop_features()
         if self._model.is_full:  # the base weights move, or have moved
             self._hidden, self._depth = _Store(len(self._table)), 0
-        if isinstance(self._model.module, TextClassifier) and trainable == "head":
+        spec = self._model.spec
+        whole = isinstance(self._model.module, TextClassifier) and trainable == "head"
+        if whole and not spec.has_dropout:
             self._level = "features"
-        else:
-            self._level = "hidden" if self._depth > 0 else "none"
+        else:  # adapters with dropout lie above what is kept
+            kept = self._depth > 0 and not spec.dropout
+            self._level = "hidden" if kept else "none"
 
     def drop_features(self) -> None:
         """Forgets pooled features: the adapters under them have changed."""

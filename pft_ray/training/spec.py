@@ -14,7 +14,7 @@ Pooling = Literal["mean", "cls", "last"]
 
 @dataclass(frozen=True)
 class LoraSpec:
-    """Low-rank adapters (Hu et al. 2021), always without dropout.
+    """Low-rank adapters (Hu et al. 2021).
 
     Attributes:
         rank: Inner dimension r.
@@ -26,6 +26,7 @@ class LoraSpec:
         bias: Biases that are trained with the adapters: ``none``, ``all``, or
             ``lora_only``, those of the modules that have one.
         modules_to_save: Names of modules that are trained whole beside the adapters.
+        dropout: Rate at which inputs of the adapters are dropped in training.
     """
 
     rank: int
@@ -35,6 +36,7 @@ class LoraSpec:
     rslora: bool = False
     bias: Bias = "none"
     modules_to_save: tuple[str, ...] = ()
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha <= 0 or not self.targets:
@@ -42,6 +44,11 @@ class LoraSpec:
                 f"LoRA of rank {self.rank}, alpha {self.alpha:g} and "
                 f"{len(self.targets)} targets.",
                 "Give a rank >= 1, an alpha > 0 and at least one target module.",
+            )
+        if not 0 <= self.dropout < 1:
+            raise ModelError(
+                f"The dropout of the adapters is {self.dropout:g}.",
+                "Give a rate of at least 0 and below 1.",
             )
 
 
@@ -60,6 +67,9 @@ class ModelSpec:
         init_seed: Public seed of the adapters' and the head's initial values.
         gradient_checkpointing: Keep each layer's input only and compute the layer
             again in the backward pass: less memory for about a third more time.
+        dropout: Train with the dropout rates of the model's own config.
+        autocast: Let torch run forward passes of training in bf16 where it deems that
+            safe; weights, sums and evaluation stay in fp32.
     """
 
     path: str
@@ -69,6 +79,8 @@ class ModelSpec:
     lora: LoraSpec | None = None
     init_seed: int = 0
     gradient_checkpointing: bool = False
+    dropout: bool = False
+    autocast: bool = False
 
     def __post_init__(self) -> None:
         if self.task == "classification" and self.num_labels < 2:
@@ -85,6 +97,11 @@ class ModelSpec:
             raise ModelError(
                 f"init_seed is {self.init_seed}.", "Give 0 <= seed < 2^62."
             )
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether forward passes of training are random."""
+        return self.dropout or (self.lora is not None and self.lora.dropout > 0)
 
 
 def moves_base(trainable: str) -> bool:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom, norm
 
 from pft_ray.accounting.accountants import delta, epsilon
+from pft_ray.accounting.calibration import calibrate_noise_multiplier
 from pft_ray.accounting.curves import price_of_reserve
 from pft_ray.accounting.events import PoissonGaussian, PoissonMixture, Repeat
 from pft_ray.accounting.mixtures import mixture_distribution
@@ -177,6 +178,16 @@ def test_the_cheaper_way_has_less_noise_to_signal():
     unreachable = replace(users, noise_multiplier=math.inf)
     with pytest.raises(PlanError, match="neither by users nor by records"):
         cheaper((unreachable, replace(full, noise_multiplier=math.inf)))
+
+
+def test_a_cap_whose_losses_no_grid_holds_is_priced_above_that_noise():
+    """Below sigma 27.9 the losses of 512 records lie outside every grid."""
+    user = UserLevel("els", 512, 2000)
+    sigma = calibrate_noise_multiplier(
+        target_epsilon=8.0, delta=1e-5, sample_rate=0.01, num_steps=22, user=user
+    )
+    assert epsilon(Repeat(user.step_event(0.01, sigma), 22), 1e-5) <= 8.0
+    assert epsilon(Repeat(user.step_event(0.01, 0.99 * sigma), 22), 1e-5) == math.inf
 
 
 def test_the_price_of_the_reserve_is_that_of_users():

@@ -104,7 +104,7 @@ def test_a_shipped_job_costs_what_its_comment_says(path):
     plan, epsilon = build_plan(job)
     assert f"{epsilon:.2f}" == match[1]
     assert plan.delta == float(match[2].rstrip(","))
-    assert job.privacy.unit == "record"
+    assert (job.privacy.unit == "user") == (match[3] == "user")
     data = job.data.spec(path.parent)
     if data.path.exists():
         assert data.path.is_relative_to(ROOT)

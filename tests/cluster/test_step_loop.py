@@ -9,13 +9,14 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from pft_ray.crypto import new_token
-from pft_ray.errors import CoordinatorUnreachableError, VoidStepError
+from pft_ray.errors import CoordinatorUnreachableError, ModelError, VoidStepError
 from pft_ray.mechanisms import SampledGaussian
 from pft_ray.training.loop import TrainingLoop
 from pft_ray.training.step import PrivateStep
@@ -45,6 +46,7 @@ class Host:
     crashes: list = field(default_factory=list)
     keys_seen: Counter = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    ended: dict = field(default_factory=dict)
 
     def __post_init__(self):
         self.coordinator = self.run.coordinator()
@@ -102,8 +104,13 @@ class Client:
         self._call("progress", attempt, start, step)
 
 
-def run_loops(host, world=2, start=0, before=None, after=None, evaluate=True):
-    """Runs one worker group; returns outcomes, works and checkpoints by rank."""
+def run_loops(
+    host, world=2, start=0, before=None, after=None, evaluate=True, enter=None
+):
+    """Runs one worker group; returns outcomes, works and checkpoints by rank.
+
+    A rank that raises ends the group, as Ray would: ``host.ended`` says with what.
+    """
     group = Ranks(world)
     outcomes, works, saved = [None] * world, [Work() for _ in range(world)], []
     plan = host.run.plan
@@ -126,18 +133,22 @@ def run_loops(host, world=2, start=0, before=None, after=None, evaluate=True):
             plan,
             step,
             Client(host, rank, before=before, after=after),
-            enter_phase=lambda index: None,
+            enter_phase=partial(enter, rank) if enter else lambda index: None,
             checkpoint=lambda s, a: saved.append((rank, s, a)),
             evaluate=look if evaluate else None,
         )
-        outcomes[rank] = loop.run(start, "start")
+        try:
+            outcomes[rank] = loop.run(start, "start")
+        except RuntimeError as error:
+            host.ended[rank] = error
+            group.barrier.abort()
 
     threads = [threading.Thread(target=rank_main, args=(r,)) for r in range(world)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert all(outcome is not None for outcome in outcomes)
+    assert host.ended or all(outcome is not None for outcome in outcomes)
     return outcomes, works, saved, looks
 
 
@@ -342,3 +353,26 @@ def test_a_step_that_is_void_twice_ends_the_run_wherever_it_lies(
     assert "2 times" in str(outcomes[0].error)
     assert works[0].applied == step
     assert host.run.ledger().run_status("run-1").num_attempts == 3
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_phase_that_cannot_be_entered_on_one_rank_ends_the_group(host, rank):
+    """A quiet return would leave the others waiting for that rank's share."""
+
+    def enter(own_rank, index):
+        if (own_rank, index) == (rank, 1):
+            raise ModelError("No room for phase two.")
+
+    outcomes, works, _, _ = run_loops(host, evaluate=False, enter=enter)
+    assert outcomes == [None, None], "neither rank came to an end of its own"
+    assert f"rank {rank} cannot make its part" in str(host.ended[rank])
+    assert isinstance(host.ended[rank].__cause__, ModelError)
+    assert [w.applied for w in works] == [6, 6], "no step of the second phase"
+    assert host.run.ledger().run_status("run-1").num_steps_charged == 9
+
+    host.ended.clear()
+    outcomes, works, _, _ = run_loops(host, start=6, evaluate=False)
+    assert [o.status for o in outcomes] == ["completed"] * 2
+    assert [w.applied for w in works] == [6, 6]
+    status = host.run.ledger().run_status("run-1")
+    assert (status.num_attempts, status.num_steps_charged) == (2, 9 + 6)

@@ -178,6 +178,8 @@ OUTSIDE = {
     "memory": {"training__memory_limit_gib": 2.5},
     "checkpointing": {"model__gradient_checkpointing": True},
     "rslora, as before": {"model__lora__rslora": False},
+    "no dropout, as before": {"model__dropout": False, "model__lora__dropout": 0.0},
+    "fp32, as before": {"training__autocast": None},
 }
 INSIDE = {
     "path": {"data__path": "other.csv"},
@@ -188,6 +190,9 @@ INSIDE = {
     "rslora": {"model__lora__rslora": True},
     "bias": {"model__lora__bias": "all"},
     "whole-modules": {"model__lora__modules_to_save": ["embeddings"]},
+    "dropout": {"model__dropout": True},
+    "dropout of adapters": {"model__lora__dropout": 0.05},
+    "autocast": {"training__autocast": "bf16"},
     "delta": {"privacy__delta": 1e-6},
     "epsilon": {"privacy__epsilon": 8.5},
     "seed": {"training__seed": 1},

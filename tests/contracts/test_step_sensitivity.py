@@ -8,6 +8,8 @@ micro-batch, so this is also about what batch-mates do to one another in the las
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from pft_ray.accounting.quantile import JointNorm, QuantileClipping
 from pft_ray.cluster.inputs import shard_of
 from pft_ray.crypto import derive_key
 from pft_ray.mechanisms import SampledGaussian, assign_shares
+from pft_ray.training import dropout
 from pft_ray.training.local import LocalWork
 from pft_ray.training.optimizers import OptimizerSpec
 from pft_ray.training.step import StepKeys, privatise
@@ -31,6 +34,13 @@ CASES = [
     ("bert", "all"),
     ("gpt2-tied", "all"),
     ("llama", "adapter"),
+]
+# Masks are a record's own, and in bf16 a row of a product is what it is alone.
+OPTIONS = [
+    ("bert", "all", {"dropout": True}),
+    ("gpt2-tied", "all", {"dropout": True, "autocast": True}),
+    ("bert", "adapter+head", {"autocast": True}),
+    ("llama", "adapter", {"autocast": True}),
 ]
 
 
@@ -65,9 +75,10 @@ def make_plan(world: int, clip_norm: float, *, adaptive: bool = False) -> Plan:
 class Step:
     """One step of all ranks over a table, without noise."""
 
-    def __init__(self, folder, kind, trainable, plan, micro=5) -> None:
+    def __init__(self, folder, kind, trainable, plan, micro=5, **options) -> None:
         lora = "adapter" in trainable
-        self._spec = spec_of(folder, kind, lora=lora, layers=(1,) if lora else None)
+        spec = spec_of(folder, kind, lora=lora, layers=(1,) if lora else None)
+        self._spec = replace(spec, **options)
         self._trainable, self._plan, self._micro = trainable, plan, micro
         self.counting = Counting()
 
@@ -123,9 +134,23 @@ def keys_of(step: int, rank: int, world: int) -> StepKeys:
 def test_leaving_any_record_out_moves_the_step_by_at_most_c(
     tiny_folders, kind, trainable, world
 ):
+    check_bound(Step, tiny_folders[kind], kind, trainable, world)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize(("kind", "trainable", "options"), OPTIONS)
+def test_the_bound_holds_with_dropout_and_in_bf16(
+    tiny_folders, monkeypatch, kind, trainable, options, world
+):
+    monkeypatch.setattr(dropout.secrets, "token_bytes", lambda n: b"s" * n)
+    step = partial(Step, **options)
+    check_bound(step, tiny_folders[kind], kind, trainable, world)
+
+
+def check_bound(make_step, folder, kind, trainable, world):
     clip_norm = 0.05
     plan = make_plan(world, clip_norm)
-    step = Step(tiny_folders[kind], kind, trainable, plan)
+    step = make_step(folder, kind, trainable, plan)
     table = random_table(NUM, seed=3)
     whole, drawn = step.run(table, 0)
     assert 5 < len(drawn) < NUM - 3

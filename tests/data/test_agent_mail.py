@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pft_ray.cluster.inputs import capped_blocks
 from pft_ray.config import build_job, load_job
 from pft_ray.data import prepare_data
 
@@ -102,3 +103,35 @@ def test_the_job_cuts_these_blocks(key):
     assert (len(prepared.train), len(prepared.validation)) == (2941, 373)
     declared = built.job.data
     assert (declared.num_train, declared.num_validation) == (2900, 390)
+
+
+def test_the_job_of_senders_cuts_these_blocks(key):
+    """747 senders with 1,443 mails after the cap, and 88 held out; declared round."""
+    path = JOBS / "agent_mail_users.yaml"
+    built = build_job(load_job(path), path.parent)
+    plan, declared = built.plan, built.job.data
+    assert 7.9 < built.epsilon <= 8
+    assert plan.unit == "user"
+    assert plan.user.kind == "uls"
+    assert 1.4 < plan.noise_multiplier < 1.5
+    prepared = prepare_data(declared.spec(path.parent), key)
+    train, held_out = capped_blocks(prepared, built.job)
+    users = {bytes(row) for row in train.users}
+    others = {bytes(row) for row in held_out.users}
+    assert not users & others
+    assert (len(users), len(train)) == (747, 1443)
+    assert len(others) == len(held_out) == 88
+    assert (declared.num_train, declared.num_validation) == (750, 90)
+    assert plan.user.num_records == built.job.privacy.num_train_records == 1450
+
+
+def test_the_job_of_senders_differs_in_its_unit_alone():
+    mail, senders = (
+        load_job(JOBS / name) for name in ("agent_mail.yaml", "agent_mail_users.yaml")
+    )
+    assert mail.data.path == senders.data.path
+    assert senders.data.user == mail.data.split.field == "sender"
+    assert senders.data.split.salt == mail.data.split.salt
+    assert senders.data.registration != mail.data.registration
+    assert mail.model == senders.model
+    assert mail.training.phases == senders.training.phases

@@ -161,7 +161,10 @@ Contribution = Direct | Outer | Lookup
 
 def _norms(vectors: torch.Tensor) -> torch.Tensor:
     """Returns the norms of (b, T, n) over the last dimension in fp64, (b, T)."""
-    return torch.linalg.vector_norm(vectors, dim=2, dtype=torch.float64)
+    norms: torch.Tensor = torch.linalg.vector_norm(
+        vectors, dim=2, dtype=torch.float64
+    )
+    return norms
 
 
 def row_slices(num_rows: int, elements_each: int) -> Iterator[slice]:

@@ -66,7 +66,7 @@ class Recorder(TorchFunctionMode):
 
         Else its activations would stay until the garbage collector finds the cycle.
         """
-        super().__exit__(*raised)
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]
         self._add = _add_nothing
         for table in (self._derived, self._kept, self._flat):
             table.clear()
@@ -231,6 +231,20 @@ def run_backward(total: torch.Tensor) -> None:
     _engine_run_backward(
         (total,), ones, False, False, (), allow_unreachable=True, accumulate_grad=True
     )
+
+
+def gradients_of(
+    total: torch.Tensor, roots: Sequence[torch.Tensor]
+) -> Sequence[torch.Tensor | None]:
+    """Returns the gradients of a scalar, with modes on; None where it has none.
+
+    ``torch.autograd.grad`` is a torch function like ``backward``.
+    """
+    ones = (torch.ones_like(total),)
+    found: Sequence[torch.Tensor | None] = _engine_run_backward(
+        (total,), ones, False, False, tuple(roots), True, accumulate_grad=False
+    )
+    return found
 
 
 def _merges_positions(before: torch.Tensor, after: torch.Tensor, records: int) -> bool:

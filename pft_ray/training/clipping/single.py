@@ -9,6 +9,7 @@ import torch
 from pft_ray.accounting.events import check_positive
 from pft_ray.training.clipping.listing import check_trained, sum_of_finite
 from pft_ray.training.clipping.modes import factors_of, groups_of
+from pft_ray.training.clipping.recorder import gradients_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -119,9 +120,7 @@ class OneUnitClipper:
         with torch.enable_grad():
             total, finite = sum_of_finite(losses_fn(), num_records)
             roots = [p for _, p in self._parameters]
-            grads: Sequence[torch.Tensor | None] = torch.autograd.grad(
-                total, roots, allow_unused=True
-            )
+            grads = gradients_of(total, roots)
         pairs = list(zip(self._parameters, grads, strict=True))
         self.unused = {name for (name, _), grad in pairs if grad is None}
         parts = [p.detach() * 0 if g is None else g.detach() for (_, p), g in pairs]

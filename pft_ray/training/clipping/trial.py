@@ -33,6 +33,8 @@ def choose_clipper(
     losses_of: Losses,
     num_records: int,
     mode: Clipping = "flat",
+    *,
+    tolerance: float = _TOLERANCE,
 ) -> tuple[PerRecordClipper | OneUnitClipper, str]:
     """Returns a clipper that is right for the model, and why it is a slow one.
 
@@ -45,6 +47,7 @@ def choose_clipper(
         losses_of: Returns the losses of a slice of the made-up records.
         num_records: How many there are, at least 2.
         mode: How gradients are bounded.
+        tolerance: By how much of the largest norm the two ways may differ.
 
     Returns:
         The clipper, and "" or the reason why units run one by one.
@@ -75,7 +78,7 @@ def choose_clipper(
         )
     except UnsupportedUseError as error:
         return alone, _slow(error.message)
-    scale = float(norms.max()) * _TOLERANCE + 1e-9
+    scale = float(norms.max()) * tolerance + 1e-9
     equal = bool(((found_norms - norms).abs() <= scale).all())
     if not equal or not bool((found - total).norm() <= scale):
         return alone, _slow(
