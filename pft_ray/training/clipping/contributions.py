@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 CHUNK_ELEMENTS = 1 << 22
 """fp64 elements that a temporary of this package may hold (32 MB)."""
 
+RECORDS_SUMMED = 64
+"""Records whose factors are multiplied and summed at once."""
+
 _CACHE_ELEMENTS = 1 << 18  # fp64 elements of a block that stays in the CPU's cache
 
 _BLOCK = 64  # fp32 elements that are summed before fp64 takes over
@@ -85,14 +88,15 @@ class Outer:
     def add_weighted_sum(self, out: torch.Tensor, weights: torch.Tensor) -> None:
         """Adds sum_i weights_i G_i to ``out`` (m * n,), all in fp64."""
         rows, cols = self.left.shape[2], self.right.shape[2]
-        right = self.right.double() * weights[:, None, None]
-        right = right.flatten(0, 1)
-        left = self.left.flatten(0, 1)
         matrix = out.view(rows, cols)
-        step = max(1, CHUNK_ELEMENTS // max(1, left.shape[0]))
-        for start in range(0, rows, step):
-            part = left[:, start : start + step].double()
-            matrix[start : start + step].addmm_(part.t(), right)
+        for some in _record_blocks(len(weights)):
+            right = self.right[some].double() * weights[some, None, None]
+            right = right.flatten(0, 1)
+            left = self.left[some].flatten(0, 1)
+            step = max(1, CHUNK_ELEMENTS // max(1, left.shape[0]))
+            for start in range(0, rows, step):
+                part = left[:, start : start + step].double()
+                matrix[start : start + step].addmm_(part.t(), right)
 
 
 @dataclass(frozen=True)
@@ -148,9 +152,13 @@ class Lookup:
 
     def add_weighted_sum(self, out: torch.Tensor, weights: torch.Tensor) -> None:
         """Adds sum_i weights_i G_i to ``out`` (m * n,), all in fp64."""
-        right = self.right.double() * weights[:, None, None]
-        table = out.view(self.num_rows, right.shape[2])
-        table.index_add_(0, self.ids.flatten(), right.flatten(0, 1))
+        table = out.view(self.num_rows, self.right.shape[2])
+        for some in _record_blocks(len(weights)):
+            right = self.right[some].double() * weights[some, None, None]
+            rows, places = self.ids[some].unique(return_inverse=True)  # type: ignore[no-untyped-call]
+            part = right.new_zeros(len(rows), right.shape[2])
+            part.index_add_(0, places.flatten(), right.flatten(0, 1))
+            table.index_add_(0, rows, part)
 
 
 Held = Outer | Lookup
@@ -161,10 +169,13 @@ Contribution = Direct | Outer | Lookup
 
 def _norms(vectors: torch.Tensor) -> torch.Tensor:
     """Returns the norms of (b, T, n) over the last dimension in fp64, (b, T)."""
-    norms: torch.Tensor = torch.linalg.vector_norm(
-        vectors, dim=2, dtype=torch.float64
-    )
+    norms: torch.Tensor = torch.linalg.vector_norm(vectors, dim=2, dtype=torch.float64)
     return norms
+
+
+def _record_blocks(num_records: int) -> Iterator[slice]:
+    for start in range(0, num_records, RECORDS_SUMMED):
+        yield slice(start, start + RECORDS_SUMMED)
 
 
 def row_slices(num_rows: int, elements_each: int) -> Iterator[slice]:

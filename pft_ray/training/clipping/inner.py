@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pft_ray.training.clipping.contributions import (
+    RECORDS_SUMMED,
     Held,
     Lookup,
     Outer,
@@ -59,7 +60,8 @@ def squared_norms(uses: Sequence[Held], numel: int) -> torch.Tensor:
     else:
         exact = _by_forming(uses, numel)
     absolute = sum_absolute(uses)
-    length = 2 * (num_tokens**2 + sides) + 4 * MAX_RECORDS * num_tokens
+    summed = RECORDS_SUMMED * num_tokens + MAX_RECORDS // RECORDS_SUMMED
+    length = 2 * (num_tokens**2 + sides) + 4 * summed
     bound = length * _UNIT_ROUNDOFF * absolute.square()
     return exact.clamp(min=0) + bound  # clamp keeps NaN
 
