@@ -87,7 +87,8 @@ GROWTH = tuple(replace(case, peers=False) for case in GROWTH)
 
 def ways_of(case: Case) -> tuple[str, ...]:
     """Returns the private ways that are measured."""
-    return ("own", "hooks", "ghost") if case.peers else ("own",)
+    ours = ("own",) if case.lora else ("own", "own-held")
+    return (*ours, "hooks", "ghost") if case.peers else ours
 
 
 def build(case: Case) -> nn.Module:

@@ -24,6 +24,7 @@ from pft_ray.crypto import derive_key
 from pft_ray.mechanisms import SampledGaussian
 from pft_ray.training.allocator import keep_freed_memory
 from pft_ray.training.clipping import PerRecordClipper
+from pft_ray.training.clipping.clipper import DEFAULT_LIMIT_BYTES
 from pft_ray.training.optimizers import OptimizerSpec, PrivateOptimizer
 from pft_ray.training.step import StepKeys, privatise
 from pft_ray.training.types import ClippedSum, PrivateGrad
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 RATE, CLIP, SIGMA = 1e-4, 1.0, 1.0
 KEY = bytes(range(32))
+OWN_LIMITS = {"own": DEFAULT_LIMIT_BYTES, "own-held": 0}
 
 
 def record_losses(case: Case, model: nn.Module, number: int) -> torch.Tensor:
@@ -68,10 +70,10 @@ def plain(case: Case) -> Callable[[int], None]:
     return step
 
 
-def own(case: Case) -> Callable[[int], None]:
+def own(case: Case, limit_bytes: int) -> Callable[[int], None]:
     model = build(case)
     named = trained(model)
-    clipper = PerRecordClipper(model, named)
+    clipper = PerRecordClipper(model, named, limit_bytes=limit_bytes)
     mechanism = SampledGaussian(0.1, SIGMA, 1)
     optimizer = PrivateOptimizer(named, OptimizerSpec("adamw", RATE, 1000))
 
@@ -129,7 +131,9 @@ def opacus_step(case: Case, mode: str) -> Callable[[int], None]:
 def step_of(case: Case, way: str) -> Callable[[int], None]:
     if way == "plain":
         return plain(case)
-    return own(case) if way == "own" else opacus_step(case, way)
+    if way in OWN_LIMITS:
+        return own(case, OWN_LIMITS[way])
+    return opacus_step(case, way)
 
 
 def resident_bytes(field: str) -> int:
@@ -166,7 +170,7 @@ def main() -> None:
     torch.set_num_threads(1)
     what, packed, way = sys.argv[1:4]
     case = Case(**json.loads(packed))
-    if what == "time" or way == "own":
+    if what == "time" or way in OWN_LIMITS:
         keep_freed_memory()  # as the workers do; in paired runs for both
     if what == "memory":
         print(json.dumps({"mib": peak_mib(case, way)}))
