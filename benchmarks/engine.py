@@ -113,7 +113,8 @@ def main() -> None:
         "Both run on the same batches in turn in one process; the ratio is the median "
         f"of {PAIRS} pairs. Memory: peak resident memory after three steps over the "
         "one before the model was built, each way in a process of its own (weights, "
-        "moments and gradients included). hooks and ghost are Opacus with the same "
+        "moments and gradients included). own-held forms no gradient to keep, however "
+        "much memory there is. hooks and ghost are Opacus with the same "
         "AdamW and its own, insecure, noise.",
         quick=given.quick,
     )

@@ -87,8 +87,10 @@ GROWTH = tuple(replace(case, peers=False) for case in GROWTH)
 
 def ways_of(case: Case) -> tuple[str, ...]:
     """Returns the private ways that are measured."""
-    ours = ("own",) if case.lora else ("own", "own-held")
-    return (*ours, "hooks", "ghost") if case.peers else ours
+    if not case.peers:
+        return ("own",)
+    held = () if case.lora else ("own-held",)
+    return ("own", *held, "hooks", "ghost")
 
 
 def build(case: Case) -> nn.Module:
