@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import nn
 
+    from pft_ray.accounting.plan import Clipping
+
 
 @dataclass(frozen=True)
 class Case:
@@ -20,6 +22,7 @@ class Case:
         hidden, layers, batch, tokens, vocabulary: H, L, B, T, V.
         lora: Rank of the adapters; 0 trains everything.
         checkpointing: Whether activations are recomputed.
+        clipping: How our step bounds a record, ``flat`` or ``per_layer``.
         time, memory: Targets, as ratios to the plain step.
         peers: Whether other engines are measured, too.
     """
@@ -36,6 +39,7 @@ class Case:
     time: float | None = None
     memory: float | None = None
     peers: bool = False
+    clipping: Clipping = "flat"
 
     @property
     def packed(self) -> str:
@@ -63,6 +67,10 @@ CASES = (
     Case("llama-full", "llama", 256, 4, 16, 128, 4096, 0, False, 1.15, 1.25, True),
     Case("gpt2-full-tied", "gpt2", 384, 4, 16, 64, 4096, 0, False, 1.20, 1.25, True),
     Case("llama-full-long", "llama", 256, 4, 8, 512, 4096, 0, True, 1.60, 1.15, True),
+    Case(
+        *("llama-full-long-layers", "llama", 256, 4, 8, 512, 4096, 0, True),
+        *(1.25, 1.15, False, "per_layer"),
+    ),
 )
 
 _BASE = CASES[3]

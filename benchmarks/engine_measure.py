@@ -73,7 +73,13 @@ def plain(case: Case) -> Callable[[int], None]:
 def own(case: Case, limit_bytes: int) -> Callable[[int], None]:
     model = build(case)
     named = trained(model)
-    clipper = PerRecordClipper(model, named, limit_bytes=limit_bytes)
+    clipper = PerRecordClipper(
+        model,
+        named,
+        limit_bytes=limit_bytes,
+        most_records=case.batch,
+        mode=case.clipping,
+    )
     mechanism = SampledGaussian(0.1, SIGMA, 1)
     optimizer = PrivateOptimizer(named, OptimizerSpec("adamw", RATE, 1000))
 

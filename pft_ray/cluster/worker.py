@@ -167,7 +167,12 @@ class Worker:
 
     def _try_phases(self) -> None:
         """Runs made-up records through every phase before any step is charged."""
-        work = LocalWork(self.model, self.inputs.train, max_micro_batch=2)
+        work = LocalWork(
+            self.model,
+            self.inputs.train,
+            max_micro_batch=2,
+            memory_limit_bytes=self._memory_limit_bytes(),
+        )
         for phase in self.job.training.phases:
             optimizer = optimizer_spec(self.job.training, phase)
             try:

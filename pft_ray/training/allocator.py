@@ -18,8 +18,8 @@ _NEVER = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Makes this process reuse freed memory instead of returning it.
 
-    The process stays at its largest resident size until it ends. That size is not
-    larger for it, apart from fragmentation.
+    The process stays at its largest resident size until it ends, or until
+    :func:`return_freed_memory`.
 
     Returns:
         Whether the C library took the setting; only glibc has it.
@@ -30,3 +30,11 @@ def keep_freed_memory() -> bool:
         return False
     mallopt.argtypes = [ctypes.c_int, ctypes.c_int]
     return bool(mallopt(_MMAP_MAX, 0)) and bool(mallopt(_TRIM_THRESHOLD, _NEVER))
+
+
+def return_freed_memory() -> None:
+    """Gives what is free at this moment back to the system, where the C library can."""
+    try:
+        ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))
+    except (AttributeError, OSError, TypeError):
+        return

@@ -53,11 +53,18 @@ class RecordDropout(TorchFunctionMode):
         torch.manual_seed(_CALLS_SEED)
 
     def check_others(self) -> None:
-        """Checks, after a forward pass, that nothing else in it was random.
+        """Checks, after a forward pass, that dropout and nothing else was random.
 
         Raises:
-            ModelError: Something drew from torch's default generator.
+            ModelError: Something drew from torch's default generator, or no value was
+                dropped at all.
         """
+        if not self._num_calls:
+            raise ModelError(
+                "The model drops no values while it trains: the rates of its layers "
+                "are 0.",
+                "Set model.dropout to false and model.lora.dropout to 0.",
+            )
         expected = torch.Generator().manual_seed(_CALLS_SEED)
         for _ in range(self._num_calls):
             _number_of_call(expected)

@@ -334,6 +334,7 @@ class LocalWork:
                 num_records,
                 clipping,
                 tolerance=_EXACT if exact else _ROUGH,
+                most_records=self._max_micro_batch,
             )
 
         self._model.check_randomness(made_up)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pft_ray.errors import ModelError
+from pft_ray.training.allocator import return_freed_memory
 from pft_ray.training.totality import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def peak_bytes(run: Callable[[], object]) -> int:
     Raises:
         ModelError: The system does not tell (it is read from Linux' /proc).
     """
+    return_freed_memory()  # what earlier runs left does not count
     try:
         _CLEAR.write_text(_RESET_PEAK, encoding="ascii")
         run()
@@ -66,6 +68,7 @@ def largest_micro_batch(
         if size == most:
             break
         size = min(2 * size, most)
+    return_freed_memory()
     if fits == 0:
         found = "more than there is" if needed is None else f"{needed / _GIB:.2f} GiB"
         raise ModelError(

@@ -101,7 +101,7 @@ def privatise(
         joint: How the balance of votes becomes one more coordinate; None: not at all.
 
     Raises:
-        VoidStepError: There is no share, so no noise for a balance.
+        VoidStepError: There is no share, so no noise.
 
     Guarantee:
         The result carries noise of variance sum(numerators)/V * (sigma S)**2 in
@@ -117,7 +117,7 @@ def privatise(
         mechanism.share(key, size, sensitivity, numerator)
         for (_, numerator), key in zip(keys.shares, keys.noise_keys, strict=True)
     ]
-    if joint is not None and not shares:
+    if not shares:
         raise VoidStepError("This rank holds no noise share.")
     vote = 0.0 if joint is None else joint.weight * _counted(clipped)
     vector = _noisy(total, shares, size, vote)
@@ -131,8 +131,6 @@ def _noisy(
     vote: float,
 ) -> torch.Tensor:
     """Returns (total, vote) plus all shares, piece by piece in fp64, as fp32."""
-    if not shares:
-        return torch.from_numpy(total.astype(np.float32))
     out = np.empty(size, dtype=np.float32)
     start = 0
     for value, *others in zip(*shares, strict=True):

@@ -33,3 +33,27 @@ def faults(how: str) -> int:
 def test_freed_blocks_are_used_again():
     assert faults("keep") < 1000
     assert faults("return") > 100_000
+
+
+LIMITS = """
+import numpy as np
+from pft_ray.training.allocator import keep_freed_memory
+from pft_ray.training.memory import largest_micro_batch, peak_bytes
+
+MIB = 1 << 20
+keep_freed_memory()
+start = peak_bytes(lambda: None)
+
+def run(size):  # twice, as two phases would; 40 MiB a record, in small blocks
+    blocks = [np.ones(MIB // 8, dtype=np.uint64) for _ in range(40 * size)]
+
+for _ in range(2):
+    print(largest_micro_batch(run, 64, start + 220 * MIB))
+"""
+
+
+def test_what_a_probe_left_does_not_count_in_the_next():
+    """A limit of 220 MiB holds four records of 40; eight are tried and freed."""
+    command = [sys.executable, "-c", LIMITS]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["4", "4"]

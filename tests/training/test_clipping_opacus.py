@@ -82,3 +82,28 @@ def test_opacus_hooks_agree_on_plain_layers(limit_bytes):
     found, _ = clipper.clipped_sum(losses, 6, 0.4)
     expected = naive_sum(opacus_gradients(model, named, losses), 0.4)
     assert relative_error(found, expected) < 1e-10
+
+
+def test_opacus_ghost_norms_agree_on_plain_layers():
+    """Where nothing is tied; RMSNorm has no ghost rule there, so it is left out."""
+    torch.manual_seed(1)
+    model = Stack().double()
+    model.rms = nn.Identity()
+    ids = torch.randint(1, 20, (6, 5))
+
+    def losses():
+        logits = model(ids).transpose(1, 2)
+        return nn.functional.cross_entropy(logits, ids, reduction="none").mean(1)
+
+    named = list(model.named_parameters())
+    clipper = PerRecordClipper(model, named, limit_bytes=0)
+    _, norms = clipper.clipped_sum(losses, 6, 0.4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = opacus.GradSampleModuleFastGradientClipping(
+            model, loss_reduction="sum", max_grad_norm=0.4
+        )
+        wrapped.train()
+        losses().sum().backward()
+        expected = wrapped.get_norm_sample()
+    assert relative_error(norms, expected.double()) < 1e-10

@@ -186,6 +186,20 @@ def test_a_model_without_rates_is_refused(tiny_folders):
     assert "model.lora.dropout" in caught.value.fix
 
 
+def test_rates_that_no_layer_uses_are_refused(tiny_folders, monkeypatch):
+    """Such as classifier_dropout in a decoder without a classifier."""
+    spec = spec_with(tiny_folders["bert"], "bert")
+    model = loaded(spec)
+    for part in model.module.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        if hasattr(part, "dropout_prob"):
+            part.dropout_prob = 0.0
+    work = LocalWork(model, TABLE, max_micro_batch=4)
+    with pytest.raises(ModelError, match="drops no values"):
+        work.start_phase("all", SGD)
+
+
 def test_other_randomness_is_refused(tiny_folders):
     model = loaded(spec_with(tiny_folders["bert"], "bert"))
     table = model.stack.embeddings.word_embeddings

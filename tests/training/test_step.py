@@ -10,9 +10,16 @@ import pytest
 import torch
 
 from pft_ray.accounting.plan import Phase, Plan
+from pft_ray.accounting.quantile import JointNorm
 from pft_ray.crypto import derive_key
 from pft_ray.errors import VoidStepError
-from pft_ray.mechanisms import SampledGaussian, assign_shares
+from pft_ray.mechanisms import (
+    SampledGaussian,
+    assign_shares,
+    gaussian,
+    noise_share,
+    share_std,
+)
 from pft_ray.training.step import Alone, PrivateStep, StepKeys, privatise
 from pft_ray.training.types import ClippedSum, PrivateGrad
 from tests.training.ranks import Ranks
@@ -265,3 +272,35 @@ def test_privatise_adds_to_the_sum_and_rounds_to_fp32():
     torch.testing.assert_close(
         both.vector - noise.vector, torch.ones(64), atol=1e-6, rtol=0
     )
+
+
+@pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 127, 128, 129, 1000])
+@pytest.mark.parametrize("num_shares", [1, 3])
+@pytest.mark.parametrize("votes", [False, True])
+def test_privatise_adds_whole_shares_however_they_are_cut(
+    monkeypatch, size, num_shares, votes
+):
+    """Every coordinate gets its own noise, once, from each share."""
+    plan = make_plan(num_shares)
+    keys = make_keys(0, 0, 1, num_shares)
+    total = torch.arange(size, dtype=torch.float64)
+    joint = JointNorm(weight=0.3, norm=0.9) if votes else None
+    std = share_std(plan.noise_multiplier, 0.9 if votes else 0.5, 1, num_shares)
+    expected = [*total.tolist(), 0.3 * 5.0] if votes else total.tolist()
+    expected = np.array(expected) + sum(
+        noise_share(key, size + votes, std) for key in keys.noise_keys
+    )
+    monkeypatch.setattr(gaussian, "_CHUNK", 64)
+    clipped = ClippedSum(total.clone(), 0.5, 5.0)
+    found = privatise(clipped, SampledGaussian.from_plan(plan), keys, 0, joint)
+    np.testing.assert_allclose(found.vector.numpy(), expected, rtol=1e-6, atol=1e-6)
+    assert torch.equal(clipped.vector, total), "the sum itself is left alone"
+
+
+def test_without_a_share_nothing_is_sent():
+    """A rank whose sum would leave it bare."""
+    plan = make_plan(1)
+    bare = StepKeys(1, 0, bytes(32), (), ())
+    clipped = ClippedSum(torch.ones(4, dtype=torch.float64), 0.5)
+    with pytest.raises(VoidStepError, match="no noise share"):
+        privatise(clipped, SampledGaussian.from_plan(plan), bare, 0)

@@ -44,8 +44,11 @@ class PerRecordClipper:
         module: The model; it must keep the first dimension of every activation that
             meets a trained parameter equal to the number of records.
         named_parameters: What is trained, in the order of the flat vector.
-        limit_bytes: Memory for per-record gradients that are formed; beyond it norms
-            come from inner products.
+        limit_bytes: Memory for per-record gradients that are kept formed, of
+            ``most_records`` records; what lies beyond is held as factors.
+        most_records: Records that run together at most. What is formed follows it and
+            not the batch at hand: else leaving a record out would change how the
+            others are rounded.
         mode: ``flat``, ``automatic`` or ``per_layer`` (:mod:`.modes`).
 
     Raises:
@@ -59,13 +62,14 @@ class PerRecordClipper:
         named_parameters: Sequence[tuple[str, nn.Parameter]],
         *,
         limit_bytes: int = DEFAULT_LIMIT_BYTES,
+        most_records: int = 64,
         mode: Clipping = "flat",
     ) -> None:
         self._parameters = list(named_parameters)
         self._index = {id(p): i for i, (_, p) in enumerate(self._parameters)}
         check_trained(module, self._parameters)
         self._module = module
-        self._limit_bytes = limit_bytes
+        self._limit_bytes = limit_bytes // most_records
         self._mode = mode
         self._groups = groups_of([name for name, _ in self._parameters], mode)
         self._sizes = [0] * (max(self._groups, default=0) + 1)

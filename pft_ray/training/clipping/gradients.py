@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+_LARGEST_FORMED = 1e38  # beyond it a gradient overflows when it is formed in fp32
+
 _FORMED_ERROR = 1e-5
 """Room that a squared norm in fp64 leaves for the gradient that is formed in fp32."""
 
@@ -62,7 +64,7 @@ class RecordGradients:
     Args:
         names_and_sizes: (name, numel) of the parameters, in the flat order.
         num_records: B.
-        limit_bytes: Memory that formed per-record gradients may take.
+        limit_bytes: Memory that formed gradients of one record may take.
         groups: Group of each parameter, 0 to K - 1; None for one group.
     """
 
@@ -125,7 +127,7 @@ class RecordGradients:
             slot.held.append(contribution)
 
     def _fits(self, slot: _Slot, contribution: Held) -> bool:
-        size = self._num_records * slot.numel * contribution.right.element_size()
+        size = slot.numel * max(4, contribution.right.element_size())
         if slot.held or isinstance(contribution, Lookup) or size > self._free_bytes:
             return False
         rows, cols = contribution.left.shape[2], contribution.right.shape[2]
@@ -234,7 +236,8 @@ def _held_norms(slot: _Slot) -> torch.Tensor:
         return squared_norms(slot.held, slot.numel)
     rows, cols = outer[0].left.shape[2], outer[0].right.shape[2]
     if inner_products_are_cheaper(num_tokens, rows, cols):
-        slot.bounds = squared_norms(slot.held, slot.numel) * (1 + _FORMED_ERROR)
+        squared = squared_norms(slot.held, slot.numel) * (1 + _FORMED_ERROR)
+        slot.bounds = squared.masked_fill(squared > _LARGEST_FORMED**2, torch.inf)
     else:
         slot.bounds = tile_norms(slot.held)
     return slot.bounds

@@ -62,6 +62,9 @@ def add_tiles(
     for start, tile in _tiles(uses):
         rows = tile.flatten(1)
         found = squared_row_norms(rows)
+        if not bool(torch.isfinite(found).all()):  # beyond fp32, though its norm is not
+            rows = rows.masked_fill(~torch.isfinite(found)[:, None], 0.0)
+            found = squared_row_norms(rows)
         shrink = torch.where(found > left, (left / found).sqrt(), 1.0)
         left = (left - found).clamp(min=0.0)
         part = out[start * cols : start * cols + rows.shape[1]]

@@ -35,6 +35,7 @@ def choose_clipper(
     mode: Clipping = "flat",
     *,
     tolerance: float = _TOLERANCE,
+    **limits: int,
 ) -> tuple[PerRecordClipper | OneUnitClipper, str]:
     """Returns a clipper that is right for the model, and why it is a slow one.
 
@@ -48,6 +49,7 @@ def choose_clipper(
         num_records: How many there are, at least 2.
         mode: How gradients are bounded.
         tolerance: By how much of the largest norm the two ways may differ.
+        limits: ``most_records`` and ``limit_bytes`` of the clipper.
 
     Returns:
         The clipper, and "" or the reason why units run one by one.
@@ -72,7 +74,7 @@ def choose_clipper(
     _check_used(unused)
     _check_plain(module, norms, buffers)
     try:
-        fast = PerRecordClipper(module, named_parameters, mode=mode)
+        fast = PerRecordClipper(module, named_parameters, mode=mode, **limits)
         found, found_norms = fast.plain_sum(
             lambda: losses_of(slice(0, num_records)), num_records
         )
