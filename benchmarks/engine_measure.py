@@ -22,7 +22,6 @@ from torch import nn
 
 from pft_ray.crypto import derive_key
 from pft_ray.mechanisms import SampledGaussian
-from pft_ray.training.allocator import keep_freed_memory
 from pft_ray.training.clipping import PerRecordClipper
 from pft_ray.training.clipping.clipper import DEFAULT_LIMIT_BYTES
 from pft_ray.training.optimizers import OptimizerSpec, PrivateOptimizer
@@ -176,8 +175,6 @@ def main() -> None:
     torch.set_num_threads(1)
     what, packed, way = sys.argv[1:4]
     case = Case(**json.loads(packed))
-    if what == "time" or way in OWN_LIMITS:
-        keep_freed_memory()  # as the workers do; in paired runs for both
     if what == "memory":
         print(json.dumps({"mib": peak_mib(case, way)}))
         return

@@ -23,7 +23,6 @@ from pft_ray.config import JobSpec, read_job
 from pft_ray.crypto import new_token
 from pft_ray.errors import ModelError, PftError, ResumeError, RunFailedError
 from pft_ray.mechanisms import SampledGaussian
-from pft_ray.training.allocator import keep_freed_memory
 from pft_ray.training.checkpoint import read_checkpoint, write_checkpoint
 from pft_ray.training.headers import CheckpointHeader
 from pft_ray.training.local import LocalWork
@@ -109,7 +108,6 @@ class Worker:
 
     def run(self) -> dict[str, Any]:
         """Trains and returns this rank's outcome as plain data."""
-        keep_freed_memory()
         torch.set_num_threads(self.settings.threads)
         error: PftError | None = None
         try:

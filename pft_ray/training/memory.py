@@ -6,11 +6,11 @@ what is charged changes: a micro-batch is only how many records run together.
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pft_ray.errors import ModelError
-from pft_ray.training.allocator import return_freed_memory
 from pft_ray.training.totality import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def peak_bytes(run: Callable[[], object]) -> int:
     Raises:
         ModelError: The system does not tell (it is read from Linux' /proc).
     """
-    return_freed_memory()  # what earlier runs left does not count
+    _return_freed_memory()  # what earlier runs left does not count
     try:
         _CLEAR.write_text(_RESET_PEAK, encoding="ascii")
         run()
@@ -68,7 +68,7 @@ def largest_micro_batch(
         if size == most:
             break
         size = min(2 * size, most)
-    return_freed_memory()
+    _return_freed_memory()
     if fits == 0:
         found = "more than there is" if needed is None else f"{needed / _GIB:.2f} GiB"
         raise ModelError(
@@ -86,3 +86,11 @@ def _needed(run: Callable[[int], object], size: int) -> int | None:
         if not is_out_of_memory(error):
             raise
         return None
+
+
+def _return_freed_memory() -> None:
+    """Gives what is free at this moment back to the system, where the C library can."""
+    try:
+        ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0))
+    except (AttributeError, OSError, TypeError):
+        return

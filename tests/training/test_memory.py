@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -115,3 +119,33 @@ def test_a_model_without_checkpointing_is_refused():
 
     with pytest.raises(ModelError, match="Plain has no gradient checkpointing"):
         checkpoint_layers(Plain(2, 2))
+
+
+LIMITS = """
+import numpy as np
+from pft_ray.training.memory import largest_micro_batch, peak_bytes
+
+MIB = 1 << 20
+start = peak_bytes(lambda: None)
+
+def run(size):  # 40 MiB a record, in small blocks
+    blocks = [np.ones(MIB // 8, dtype=np.uint64) for _ in range(40 * size)]
+
+run(20)
+print(int(peak_bytes(lambda: None) < start + 100 * MIB))
+for _ in range(2):  # as two phases would
+    print(largest_micro_batch(run, 64, start + 220 * MIB))
+    lines = open("/proc/self/status").read().splitlines()
+    (now,) = (line for line in lines if line.startswith("VmRSS:"))
+    print(int(1024 * int(now.split()[1]) < start + 100 * MIB))
+"""
+
+
+def test_what_a_probe_left_does_not_count_in_the_next():
+    """A limit of 220 MiB holds four records of 40; eight are tried and freed."""
+    keeps = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
+    command = [sys.executable, "-c", LIMITS]
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, env=os.environ | keeps
+    )
+    assert done.stdout.split() == ["1", "4", "1", "4", "1"]
