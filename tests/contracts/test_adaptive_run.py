@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
 from pft_ray.cluster import trainer
 from pft_ray.cluster.registration import create_budget
 from pft_ray.cluster.trainer import PrivateTrainer
+from pft_ray.training.step import take_fraction
 from tests.contracts.stage import FIXED, FixedKeys, Stage, set_stage
 from tests.tiny_job import job_dict, write_job
 
@@ -60,13 +62,29 @@ def check_lineage(notes):
     assert len(set(used)) == 16
     for last, phase_end in zip(now, (7, 15), strict=True):
         assert last != used[phase_end]
-        assert last == pytest.approx(used[phase_end], rel=0.5)
     return used
 
 
+def moved(clip_norm, fraction):
+    """The next C, as the paper has it, with the eta and gamma of the job."""
+    return clip_norm * math.exp(-0.4 * (fraction - 0.6))
+
+
 def test_a_run_moves_its_c_and_reports_the_last(tmp_path, monkeypatch):
+    fractions = []
+
+    def noted(*args):
+        found = take_fraction(*args)
+        fractions.append(found[1])
+        return found
+
+    monkeypatch.setattr("pft_ray.training.step.take_fraction", noted)
     result, notes = run(tmp_path, monkeypatch)
-    check_lineage(notes)
+    used, now = check_lineage(notes), notes["clip_norms"]["now"]
+    assert fractions[::2] == fractions[1::2], "two ranks, one reduced vector"
+    after = [*used[1:8], now[0], *used[9:], now[1]]
+    for before, fraction, found in zip(used, fractions[::2], after, strict=True):
+        assert found == pytest.approx(moved(before, fraction), rel=1e-12)
     assert result.report["last_clip_norm"] == notes["clip_norms"]["now"]
     assert result.report["clip_norm"] == [1.0, 0.5]
     page = (result.folder / "report.html").read_text()

@@ -82,9 +82,9 @@ def test_a_full_disk_refuses_and_loses_nothing(tmp_path):
     probe = [*_SMALL_DISK, _MOUNT, str(tmp_path), "true"]
     try:
         if subprocess.run(probe, capture_output=True, check=False).returncode:
-            pytest.skip("mounting a small disk needs more rights")
+            pytest.skip("only root may mount a disk; file limits are tested above")
     except FileNotFoundError:
-        pytest.skip("unshare is not installed")
+        pytest.skip("no unshare to mount a disk; file limits are tested above")
     done = run_python(_FILL, tmp_path, 0, before=(*_SMALL_DISK, _MOUNT, str(tmp_path)))
     assert done.returncode == 0, done.stderr
     assert "refused ledger-storage SQLITE_FULL" in done.stdout
