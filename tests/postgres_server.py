@@ -27,7 +27,6 @@ _SETTINGS = (
     "shared_buffers = 16MB",
     "max_connections = 40",
     "max_wal_senders = 0",
-    "wal_level = minimal",
     "autovacuum = off",
     "listen_addresses = ''",
 )

@@ -31,6 +31,7 @@ from pft_ray.ledger import Ledger, verify
 from pft_ray.ledger.store import Store
 from tests.ledger.builders import (
     add_blocks,
+    fingerprints,
     live_through,
     location,
     nonce,
@@ -70,7 +71,7 @@ def test_many_writers_make_one_chain(postgres_place):
         ledger.register_dataset(
             "open",
             public=True,
-            namespaces={"record": __import__("numpy").zeros((1, 16), "uint8")},
+            namespaces={"record": fingerprints(0, 1)},
             facts={},
         )
         first = ledger.position().sequence
@@ -133,7 +134,7 @@ def test_a_held_lock_is_named(postgres_place):
         assert running(ledger) == replay(where(ledger))
 
 
-# -- killed servers, clients and connections --------------------------------------------
+# -- killed servers, clients and connections ------------------------------
 
 
 @pytest.mark.parametrize("is_durable", [False, True], ids=["before", "after"])
@@ -169,8 +170,9 @@ def test_a_killed_server_loses_no_acknowledged_charge(postgres, pg):
 
     def work() -> None:
         try:
-            for step in range(20_000):
-                acknowledged.append(charge(pg, epoch, attempt, step))
+            acknowledged.extend(
+                charge(pg, epoch, attempt, step) for step in range(20_000)
+            )
         except LedgerError as error:
             failed.append(error)
 
@@ -241,7 +243,7 @@ def test_a_stale_coordinator_cannot_append(postgres_place, pg):
         charge(pg, epoch, attempt, 0)
 
 
-# -- servers that are refused ------------------------------------------------------------
+# -- servers that are refused ---------------------------------------------
 
 
 @pytest.mark.parametrize("setting", ["fsync", "full_page_writes"])
@@ -325,7 +327,7 @@ def test_an_empty_database_is_no_ledger_until_asked(postgres):
         verify(url)
 
 
-# -- addresses and credentials ----------------------------------------------------------
+# -- addresses and credentials --------------------------------------------
 
 
 def test_without_the_driver_the_extra_is_named(monkeypatch):
