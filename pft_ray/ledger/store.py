@@ -44,7 +44,11 @@ class Store(ABC):
     def __init__(self, source: Source, engine: Engine) -> None:
         self.source = source
         self._engine = engine
-        self._raised = (DBAPIError, UnicodeDecodeError, *self.driver_errors)
+        self._raised: tuple[type[Exception], ...] = (
+            DBAPIError,
+            UnicodeDecodeError,
+            *self.driver_errors,
+        )
         self.sql = Statements(engine.dialect)
         self.connection = self._open()
 

@@ -97,9 +97,11 @@ def test_many_writers_make_one_chain(postgres_place):
 def test_a_writer_without_the_lock_cannot_fork_the_chain(pg):
     """The primary key is the second wall."""
     url, last = where(pg), pg.position().sequence
-    with pytest.raises(psycopg.errors.UniqueViolation):
-        with psycopg.connect(url) as server:
-            server.execute(f"INSERT INTO entries VALUES ({last}, 'x', 'x', 'x', 'x')")
+    with (
+        pytest.raises(psycopg.errors.UniqueViolation),
+        psycopg.connect(url) as server,
+    ):
+        server.execute(f"INSERT INTO entries VALUES ({last}, 'x', 'x', 'x', 'x')")
 
 
 def test_rows_cannot_be_changed_or_removed(pg):
@@ -109,9 +111,11 @@ def test_rows_cannot_be_changed_or_removed(pg):
         "TRUNCATE entries",
         "DELETE FROM fingerprints",
     ):
-        with pytest.raises(psycopg.Error, match="append-only"):
-            with psycopg.connect(where(pg)) as server:
-                server.execute(statement)
+        with (
+            pytest.raises(psycopg.Error, match="append-only"),
+            psycopg.connect(where(pg)) as server,
+        ):
+            server.execute(statement)
 
 
 def test_a_changed_row_is_named_by_verify(pg):
