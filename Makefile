@@ -38,7 +38,7 @@ $(VENV)/.agent: $(VENV)/.train
 
 $(VENV)/.dev: $(VENV)/.agent
 	@echo "installing the test tools ..."
-	@$(PIP) install -c constraints.txt -e '.[train,dev]'
+	@$(PIP) install -c constraints.txt -e '.[train,postgres,dev]'
 	@touch $@
 
 install: $(VENV)/.train ## Install what training needs into .venv

@@ -146,6 +146,21 @@ class LedgerStorageError(LedgerError):
     code = "ledger-storage"
 
 
+class LedgerUnreachableError(LedgerError):
+    """The ledger's database does not answer: nothing runs without it."""
+
+    code = "ledger-unreachable"
+
+
+class LedgerConnectionLostError(LedgerError):
+    """The ledger's database went away; ``details["outcome"]`` says what is known.
+
+    ``unknown`` during a commit: only a later read tells whether it was charged.
+    """
+
+    code = "ledger-connection-lost"
+
+
 class VerificationError(PftError):
     """The ledger, or a claim about it, does not verify."""
 

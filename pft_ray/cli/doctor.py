@@ -107,13 +107,15 @@ def _key() -> Finding:
 def _ledger(url: str | None) -> Finding:
     from pft_ray.ledger import Ledger
     from pft_ray.ledger.home import keys_dir, ledger_location
+    from pft_ray.ledger.postgres_url import redacted
 
     place = ledger_location(url)
+    shown = redacted(place)
     if "://" not in place and not Path(place).exists():
         return Finding("ok", "ledger", "none yet", "pft budget create JOB.yaml")
     try:
         opened = Ledger.open(place, keys_dir=keys_dir(), create=False)
-        return Finding("ok", "ledger", f"{opened.position().sequence} rows at {place}")
+        return Finding("ok", "ledger", f"{opened.position().sequence} rows at {shown}")
     except PftError as error:
         return Finding("fail", "ledger", error.message, error.fix)
 

@@ -36,7 +36,7 @@ _ALL = 1 << 40
 class CoordinatorConfig:
     """Where a coordinator finds its ledger and leaves its anchor."""
 
-    ledger_url: str
+    ledger_url: str = field(repr=False)
     keys_dir: str
     run_id: str
     anchor_path: str

@@ -12,6 +12,7 @@ from pft_ray.errors import InputError
 from pft_ray.ledger import BlockSpec, Ledger
 from pft_ray.ledger.budget import block_delta_units, block_epsilon_units
 from pft_ray.ledger.home import keys_dir, ledger_location
+from pft_ray.ledger.postgres_url import redacted
 
 if TYPE_CHECKING:
     from pft_ray.config import BuiltJob
@@ -71,7 +72,7 @@ def create_budget(
         },
     )
     return {
-        "ledger": location,
+        "ledger": redacted(location),
         "registration": job.data.registration,
         "registered": registered,
         "public": job.data.public,

@@ -24,6 +24,7 @@ from pft_ray.config import BuiltJob, JobSpec, build_job, load_job
 from pft_ray.errors import BudgetError, PftError, ResumeError
 from pft_ray.ledger import FINAL_STATUSES, Ledger
 from pft_ray.ledger.home import keys_dir, ledger_location
+from pft_ray.ledger.postgres_url import redacted
 from pft_ray.training.loop import merge_released
 
 if TYPE_CHECKING:
@@ -320,8 +321,11 @@ def with_advice(error: BudgetError, plan: Plan) -> BudgetError:
 
 def plan_document(built: BuiltJob) -> dict[str, Any]:
     """Returns the resolved job and plan as plan.json holds them; all public."""
+    job = built.job.model_dump(mode="json")
+    if job["ledger"]["url"] is not None:
+        job["ledger"]["url"] = redacted(job["ledger"]["url"])
     return {
-        "job": built.job.model_dump(mode="json"),
+        "job": job,
         "base_dir": str(built.base_dir),
         "plan": built.plan.to_dict(),
         "plan_digest": built.plan.digest,

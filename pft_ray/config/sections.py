@@ -341,7 +341,12 @@ class ClusterSection(Section):
 class LedgerSection(Section):
     """Where the durable ledger is."""
 
-    url: Text | None = Field(None, description="Default: $PFT_HOME/ledger.db.")
+    url: Text | None = Field(
+        None,
+        repr=False,  # it may hold a password
+        description="A path, sqlite:///path or postgresql://host/database; "
+        "default: $PFT_HOME/ledger.db.",
+    )
 
 
 class JobSpec(Section):

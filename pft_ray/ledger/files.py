@@ -1,10 +1,11 @@
-"""Ledger files: where they are, how they are made, whether they can be read."""
+"""Ledger files of SQLite: where they are, how they are made and opened."""
 
 from __future__ import annotations
 
 import os
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import DBAPIError
 
@@ -13,15 +14,16 @@ from pft_ray.errors import (
     InputError,
     LedgerFormatError,
     LedgerStorageError,
-    VerificationError,
 )
-from pft_ray.ledger.entries import SCHEMA_VERSION, Entry
 from pft_ray.ledger.filesystem import refuse_network_filesystem
-from pft_ray.ledger.store import Store, typed_error
+from pft_ray.ledger.schema import check_schema, write_genesis
+from pft_ray.ledger.sqlite import SqliteStore, typed_error
 from pft_ray.ledger.tables import metadata
 
+if TYPE_CHECKING:
+    from pft_ray.ledger.entries import Entry
+
 _SCHEME = "sqlite:///"
-_TABLE_NAMES = "SELECT name FROM sqlite_master WHERE type = 'table'"
 
 
 def ledger_path(url_or_path: str | Path) -> Path:
@@ -36,7 +38,7 @@ def ledger_path(url_or_path: str | Path) -> Path:
     elif "://" in text:
         raise InputError(
             f"A ledger at {text.split('://', 1)[0]}://... is not supported.",
-            "Give a path or sqlite:///path.",
+            "Give a path, sqlite:///path or postgresql://host/database.",
         )
     if not text or ":memory:" in text or text.startswith("file:"):
         raise InputError(
@@ -61,7 +63,7 @@ def create_file(path: Path, genesis: Entry, timeout_s: float) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         refuse_network_filesystem(path)
         os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        with closing(Store(draft, timeout_s)) as store:
+        with closing(SqliteStore(draft, timeout_s)) as store:
             store.prepare_for_writing()
             _write_genesis(store, genesis)
         with suppress(FileExistsError):
@@ -78,19 +80,13 @@ def create_file(path: Path, genesis: Entry, timeout_s: float) -> None:
                 Path(f"{draft}{suffix}").unlink()
 
 
-def _write_genesis(store: Store, genesis: Entry) -> None:
+def _write_genesis(store: SqliteStore, genesis: Entry) -> None:
     try:
         metadata.create_all(store.connection)
     except DBAPIError as error:
         raise typed_error(error, store.path) from error
     with store.transaction():
-        values = {
-            "schema_version": str(genesis.body["schema"]),
-            "ledger_id": genesis.body["ledger_id"],
-        }
-        for item in values.items():
-            store.execute(store.sql.insert_meta, item)
-        store.insert(genesis)
+        write_genesis(store, genesis)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -101,36 +97,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def check_schema(store: Store) -> str:
-    """Checks that this version can read the ledger, and returns its id.
-
-    Raises:
-        LedgerError: The file is no ledger, or a newer pft_ray wrote it.
-    """
-    names = {name for (name,) in store.fetch(_TABLE_NAMES)}
-    if not {"meta", "entries", "fingerprints"} <= names:
-        raise LedgerFormatError(
-            f"The file {store.path.name} is not a ledger.",
-            "Give the path of a ledger, or another path to create one.",
-        )
-    values: dict[str, str] = dict(store.fetch(store.sql.meta))
-    version = values.get("schema_version", "")
-    if not version.isdigit() or "ledger_id" not in values:
-        raise VerificationError(
-            "The ledger's meta table does not hold its version and id any more.",
-            "Restore the ledger from a copy that verifies.",
-            {"row": "meta"},
-        )
-    if int(version) != SCHEMA_VERSION:
-        raise LedgerFormatError(
-            f"The ledger has schema {version}; this pft_ray reads {SCHEMA_VERSION}.",
-            "Upgrade pft_ray: nothing runs on a ledger it cannot read.",
-            {"schema": int(version)},
-        )
-    return values["ledger_id"]
-
-
-def open_for_writing(path: Path, timeout_s: float) -> tuple[Store, str]:
+def open_for_writing(path: Path, timeout_s: float) -> tuple[SqliteStore, str]:
     """Opens a ledger file that exists; returns its store and the id it names.
 
     Raises:
@@ -138,7 +105,7 @@ def open_for_writing(path: Path, timeout_s: float) -> tuple[Store, str]:
         LedgerStorageError: A network file system, or storage that fails.
     """
     refuse_network_filesystem(path)
-    store = Store(path, timeout_s)
+    store = SqliteStore(path, timeout_s)
     try:
         ledger_id = check_schema(store)
         store.prepare_for_writing()

@@ -9,7 +9,7 @@ from pft_ray.errors import InputError
 from pft_ray.ledger import bodies, registration
 from pft_ray.ledger.chain import Chain
 from pft_ray.ledger.entries import Position
-from pft_ray.ledger.files import create_file, ledger_path, open_for_writing
+from pft_ray.ledger.opening import ledger_source, open_for_writing
 from pft_ray.ledger.reader import LedgerReader
 from pft_ray.ledger.run_rules import find_grant
 from pft_ray.ledger.state import check
@@ -32,13 +32,15 @@ class Ledger(LedgerReader):
     """A durable, append-only, hash-chained record of privacy loss.
 
     Every method that appends returns after the entry is on the disk. Every method
-    first reads what other processes appended, so several processes may share a file.
+    first reads what other processes appended, so several processes may share it.
     Threads may share one object. After a fork the child has to open its own.
 
     Guarantee:
-        What a method acknowledged is in every later replay of the file, also after a
-        crash of the process or the machine (SQLite's write-ahead log with
-        ``synchronous=FULL``; the disk must honour fsync).
+        What a method acknowledged is in every later replay of the ledger, also after
+        a crash of the process, the server or the machine (SQLite's write-ahead log
+        with ``synchronous=FULL``, PostgreSQL's with ``synchronous_commit`` and
+        ``fsync`` on; the disk must honour fsync). A connection that is lost during a
+        commit raises: whether it was charged, the next call reads.
     """
 
     def __init__(self, chain: Chain, keys_dir: Path | None) -> None:
@@ -57,26 +59,23 @@ class Ledger(LedgerReader):
         """Opens a ledger and replays it.
 
         Args:
-            url_or_path: A path or ``sqlite:///path``.
+            url_or_path: A path, ``sqlite:///path`` or
+                ``postgresql://host/database``.
             keys_dir: Folder of the fingerprint key; None when nothing is registered.
             create: Make a new ledger when there is none.
             timeout_s: How long an append waits for other processes.
 
         Raises:
             InputError: There is none and ``create`` is False.
-            LedgerError: The file is no ledger, or a newer version wrote it.
-            LedgerStorageError: A network file system, or storage that fails.
-            VerificationError: The file is damaged; the row or page is named.
+            MissingExtraError: PostgreSQL's driver is not installed.
+            LedgerError: It is no ledger, or a newer version wrote it.
+            LedgerUnreachableError: The database does not answer.
+            LedgerStorageError: A network file system, storage that fails, or a
+                server that cannot promise durable commits.
+            VerificationError: It is damaged; the row or page is named.
         """
-        path = ledger_path(url_or_path)
-        if not path.exists():
-            if not create:
-                raise InputError(
-                    f"There is no ledger at {path}.",
-                    "Give another path, or make one with `pft budget create`.",
-                )
-            create_file(path, bodies.genesis(), timeout_s)
-        store, ledger_id = open_for_writing(path, timeout_s)
+        source = ledger_source(url_or_path)
+        store, ledger_id = open_for_writing(source, timeout_s, create=create)
         try:
             chain = Chain(store)
             chain.require_id(ledger_id)
@@ -86,7 +85,7 @@ class Ledger(LedgerReader):
         return cls(chain, keys_dir)
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the connection."""
         self._chain.store.close()
 
     def __enter__(self) -> Self:

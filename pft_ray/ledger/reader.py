@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from contextlib import closing
 from copy import deepcopy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pft_ray.errors import InputError
 from pft_ray.ledger.anchor import check_anchor
 from pft_ray.ledger.entries import Entry, Position, read_entry
 from pft_ray.ledger.status import (
@@ -18,11 +20,11 @@ from pft_ray.ledger.status import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from pft_ray.ledger.anchor import Anchor
     from pft_ray.ledger.chain import Chain
     from pft_ray.ledger.records import Dataset
+    from pft_ray.ledger.store import Source
 
 
 class LedgerReader:
@@ -32,9 +34,20 @@ class LedgerReader:
         self._chain = chain
 
     @property
+    def source(self) -> Source:
+        """The ledger's file or database."""
+        return self._chain.store.source
+
+    @property
     def path(self) -> Path:
-        """The ledger's file."""
-        return self._chain.store.path
+        """The ledger's file.
+
+        Raises:
+            InputError: The ledger is in a database.
+        """
+        if not isinstance(self.source, Path):
+            raise InputError(f"The ledger is in {self.source}, not in a file.")
+        return self.source
 
     @property
     def ledger_id(self) -> str:

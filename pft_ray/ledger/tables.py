@@ -8,6 +8,7 @@ from sqlalchemy import (
     DDL,
     BigInteger,
     Column,
+    ColumnElement,
     Dialect,
     Insert,
     Integer,
@@ -20,7 +21,9 @@ from sqlalchemy import (
     bindparam,
     cast,
     event,
+    func,
     insert,
+    literal_column,
     select,
 )
 
@@ -56,7 +59,22 @@ fingerprints = Table(
     sqlite_strict=True,
 )
 
+_FUNCTION = DDL(  # type: ignore[no-untyped-call]
+    "CREATE FUNCTION pft_append_only() RETURNS trigger LANGUAGE plpgsql AS "
+    "$$ BEGIN RAISE EXCEPTION USING MESSAGE = TG_TABLE_NAME || ' is append-only'; "
+    "END $$"
+)
+event.listen(metadata, "before_create", _FUNCTION.execute_if(dialect="postgresql"))
 for _table in (entries, fingerprints):
+    event.listen(
+        _table,
+        "after_create",
+        DDL(  # type: ignore[no-untyped-call]
+            f"CREATE TRIGGER {_table.name}_append_only "
+            f"BEFORE UPDATE OR DELETE OR TRUNCATE ON {_table.name} "
+            "FOR EACH STATEMENT EXECUTE FUNCTION pft_append_only()"
+        ).execute_if(dialect="postgresql"),
+    )
     for _verb in ("UPDATE", "DELETE"):
         event.listen(
             _table,
@@ -70,18 +88,21 @@ for _table in (entries, fingerprints):
 
 
 _other = fingerprints.alias("other")
-_row = select(
-    entries.c.seq,
-    *(
-        cast(column, LargeBinary)
-        for column in (
-            entries.c.kind,
-            entries.c.body,
-            entries.c.prev_hash,
-            entries.c.hash,
-        )
-    ),
-)
+_TEXTS = (entries.c.kind, entries.c.body, entries.c.prev_hash, entries.c.hash)
+
+
+def _row_query(dialect: Dialect) -> Select[Any]:
+    """Selects a row's texts as the bytes that they are.
+
+    SQLite's cast does that. PostgreSQL's would read backslashes as escapes, so there
+    its conversion function is asked.
+    """
+    if dialect.name == "postgresql":
+        utf8: ColumnElement[str] = literal_column("'UTF8'")
+        return select(entries.c.seq, *(func.convert_to(c, utf8) for c in _TEXTS))
+    return select(entries.c.seq, *(cast(column, LargeBinary) for column in _TEXTS))
+
+
 _digests = (
     select(fingerprints.c.digest)
     .where(
@@ -124,10 +145,14 @@ class Statements:
         self.insert_meta = compiled(insert(meta))
         self.insert_fingerprint = compiled(insert(fingerprints))
         self.meta = compiled(select(meta.c.key, meta.c.value))
-        self.rows_from = compiled(
-            _row.where(entries.c.seq >= bindparam("seq")).order_by(entries.c.seq)
-        )
-        self.rows_down = compiled(_row.order_by(entries.c.seq.desc()))
+        row = _row_query(dialect)
+        upwards = row.where(entries.c.seq >= bindparam("seq")).order_by(entries.c.seq)
+        downwards = row.order_by(entries.c.seq.desc())
+        below = downwards.where(entries.c.seq < bindparam("seq"))
+        self.rows_from = compiled(upwards)
+        self.rows_down = compiled(downwards)
+        self.page_from = compiled(upwards.limit(bindparam("rows", type_=Integer())))
+        self.page_down = compiled(below.limit(bindparam("rows", type_=Integer())))
         self.digests = compiled(_digests)
         self.overlaps = compiled(_overlaps)
         self.fingerprinted = compiled(

@@ -1,12 +1,11 @@
 """Verification: the whole ledger walked from its raw rows, and epsilon from events.
 
-Nothing the ledger object remembers is trusted: the file is opened a second time, for
+Nothing the ledger object remembers is trusted: the store is opened a second time, for
 reading only.
 """
 
 from __future__ import annotations
 
-import os
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -14,7 +13,6 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from pft_ray.errors import (
-    InputError,
     LedgerError,
     LedgerStorageError,
     VerificationError,
@@ -22,11 +20,11 @@ from pft_ray.errors import (
 from pft_ray.ledger.anchor import check_anchor
 from pft_ray.ledger.budget import envelope_epsilon_units
 from pft_ray.ledger.entries import bad_row
-from pft_ray.ledger.files import check_schema, ledger_path
+from pft_ray.ledger.opening import ledger_source, open_for_reading
 from pft_ray.ledger.reader import LedgerReader
 from pft_ray.ledger.registration import packed_commitment, require_key
+from pft_ray.ledger.schema import check_schema
 from pft_ray.ledger.state import LedgerState, replay_row
-from pft_ray.ledger.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -35,6 +33,7 @@ if TYPE_CHECKING:
     from pft_ray.accounting.events import Event
     from pft_ray.ledger.anchor import Anchor
     from pft_ray.ledger.records import Run
+    from pft_ray.ledger.store import Store
 
     PriceFunction = Callable[[Event, float], float]
 
@@ -118,11 +117,14 @@ def verify(
             SQLite names, is in the message.
         LedgerError: The file is no ledger, or a newer version wrote it.
     """
-    path = ledger.path if isinstance(ledger, LedgerReader) else ledger_path(ledger)
+    if isinstance(ledger, LedgerReader):
+        source = ledger.source
+    else:
+        source = ledger_source(ledger)
     anchors = list(anchors)
-    with closing(_open(path)) as store:
+    with closing(open_for_reading(source, _TIMEOUT_S)) as store:
         # One transaction: all that is read belongs to one moment of the ledger.
-        store.execute("BEGIN")
+        store.begin_reading()
         state, roots = _read(store, {anchor.sequence for anchor in anchors})
         _check_fingerprints(store, state, fingerprint_key)
     for anchor in anchors:
@@ -151,22 +153,6 @@ def _words(anchors: list[Anchor]) -> str:
     )
     what = "row" if last.counts == "entries" else "reservation"
     return f"valid, and complete up to {what} {last.sequence} ({last.source})"
-
-
-def _open(path: Path) -> Store:
-    if not path.exists():
-        raise InputError(f"There is no ledger at {path}.", "Give another path.")
-    try:
-        store = Store(path, _TIMEOUT_S, mode="ro")
-        store.fetch("SELECT count(*) FROM sqlite_master")
-    except LedgerStorageError:
-        # A folder that cannot be written has no place for SQLite's shared memory.
-        # Without a log and without writers the file alone is the ledger.
-        log = path.with_name(f"{path.name}-wal")
-        if os.access(path.parent, os.W_OK) or (log.exists() and log.stat().st_size):
-            raise
-        return Store(path, _TIMEOUT_S, mode="immutable")
-    return store
 
 
 def _read(store: Store, wanted: set[int]) -> tuple[LedgerState, dict[int, str]]:

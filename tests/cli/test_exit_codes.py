@@ -30,6 +30,8 @@ CODES = {
     "LedgerFormatError": 2,
     "LedgerLockedError": 1,
     "LedgerStorageError": 1,
+    "LedgerUnreachableError": 1,
+    "LedgerConnectionLostError": 1,
     "VerificationError": 4,
     "LedgerBehindError": 4,
     "StaleCoordinatorError": 1,

@@ -7,14 +7,17 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psycopg
 
 from pft_ray.accounting.plan import EvaluationPlan, Phase, Plan
 from pft_ray.ledger import BlockSpec, Envelope, Ledger
+from pft_ray.ledger.postgres_url import PostgresUrl
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 SPLIT = {"kind": "hash-split", "salt": "s", "validation_fraction": 0.2}
+URL_FILE = "ledger.url"
 TRAIN, VALIDATION = "mail-train", "mail-validation"
 
 
@@ -67,9 +70,21 @@ def fingerprints(start: int, count: int) -> np.ndarray:
     return rows
 
 
+def location(folder: Path) -> Path | str:
+    """Where the ledger of a folder is: in a file there, or where its URL file says."""
+    named = folder / URL_FILE
+    return named.read_text() if named.exists() else folder / "ledger.db"
+
+
+def where(ledger: Ledger) -> Path | str:
+    """The file or URL of an open ledger."""
+    source = ledger.source
+    return source.secret if isinstance(source, PostgresUrl) else source
+
+
 def open_ledger(folder: Path, **options: Any) -> Ledger:
     return Ledger.open(
-        folder / "ledger.db", keys_dir=folder / "keys", create=True, **options
+        location(folder), keys_dir=folder / "keys", create=True, **options
     )
 
 
@@ -133,8 +148,15 @@ def make_full_ledger(folder: Path) -> Path:
         return ledger.path
 
 
-def raw(path: Path, *statements: str) -> None:
-    """Runs SQL as an attacker with the file would: triggers are dropped first."""
+def raw(path: Path | str, *statements: str) -> None:
+    """Runs SQL as an attacker with the store would: triggers are dropped first."""
+    if isinstance(path, str):
+        with psycopg.connect(path, autocommit=True) as server:
+            for table in ("entries", "fingerprints"):
+                server.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")
+            for statement in statements:
+                server.execute(statement)
+        return
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         for trigger in ("entries_no_update", "entries_no_delete"):
             connection.execute(f"DROP TRIGGER IF EXISTS {trigger}")
@@ -142,7 +164,10 @@ def raw(path: Path, *statements: str) -> None:
             connection.execute(statement)
 
 
-def num_rows(path: Path) -> int:
+def num_rows(path: Path | str) -> int:
+    if isinstance(path, str):
+        with psycopg.connect(path) as server:
+            return int(server.execute("SELECT count(*) FROM entries").fetchone()[0])
     with closing(sqlite3.connect(path)) as connection:
         (count,) = connection.execute("SELECT count(*) FROM entries").fetchone()
     return int(count)

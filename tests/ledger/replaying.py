@@ -10,15 +10,24 @@ import textwrap
 from contextlib import closing
 from pathlib import Path
 
+import psycopg
+
 from pft_ray.ledger import Ledger, LedgerState, apply
 from pft_ray.ledger.entries import read_entry
 
 ROOT = Path(__file__).parents[2]
 
 
-def replay(path: Path) -> LedgerState:
+def replay(path: Path | str) -> LedgerState:
     """The state from raw rows, by the pure core alone."""
     state = LedgerState()
+    if isinstance(path, str):
+        with psycopg.connect(path) as server:
+            for number, *texts in server.execute(
+                "SELECT seq, kind, body, prev_hash, hash FROM entries ORDER BY seq"
+            ):
+                apply(state, read_entry((number, *(t.encode() for t in texts))))
+        return state
     with closing(sqlite3.connect(path)) as connection:
         for row in connection.execute(
             "SELECT seq, CAST(kind AS BLOB), CAST(body AS BLOB), "

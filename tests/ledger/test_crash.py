@@ -18,7 +18,8 @@ from pft_ray.accounting.plan import Phase
 from pft_ray.ledger import Ledger, LedgerState
 from pft_ray.ledger.state import replay_row
 from pft_ray.ledger.store import Store
-from tests.ledger.builders import add_blocks, nonce, open_ledger, start_run
+from tests.ledger.builders import add_blocks, nonce, open_ledger, start_run, where
+from tests.ledger.replaying import replay
 
 ROOT = Path(__file__).parents[2]
 _HEADER_BYTES = 32
@@ -186,13 +187,13 @@ def test_a_charge_is_on_the_disk_before_it_is_acknowledged(ledger, monkeypatch):
 
     def spy(self, statement, parameters=()):
         if statement == "COMMIT":
-            seen.append(replayed(ledger.path).runs["run"].num_steps_charged)
+            seen.append(replay(where(ledger)).runs["run"].num_steps_charged)
         return execute(self, statement, parameters)
 
     monkeypatch.setattr(Store, "execute", spy)
     ledger.charge_steps("run", epoch, attempt, 0, 4, nonce(0))
     assert seen == [0]
-    assert replayed(ledger.path).runs["run"].num_steps_charged == 4
+    assert replay(where(ledger)).runs["run"].num_steps_charged == 4
 
 
 def test_every_commit_is_synchronised(tmp_path):

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
-
 import numpy as np
 import pytest
 
@@ -64,9 +61,7 @@ def test_a_copy_under_another_name_is_refused_without_a_count(empty_ledger):
     assert caught.value.details == {"dataset": "mail2", "overlaps": "mail"}
     assert not any(character.isdigit() for character in caught.value.message[20:])
     assert empty_ledger.position() == before
-    with closing(sqlite3.connect(empty_ledger.path)) as connection:
-        rows = connection.execute("SELECT DISTINCT dataset FROM fingerprints")
-        assert rows.fetchall() == [("mail",)]
+    assert empty_ledger._chain.store.fingerprinted() == [("mail", "record")]
     register(empty_ledger, "mail2", start=50)
 
 
