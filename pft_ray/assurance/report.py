@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from pft_ray import __version__
 from pft_ray.accounting.accountants import epsilon as epsilon_of
+from pft_ray.accounting.owner_calibration import owner_rows
 from pft_ray.assurance.wording import (
     INTERVAL_NOTE,
     guarantee_sentence,
     not_covered,
+    owners_note,
     relation_note,
     scope_note,
     unit_phrase,
@@ -99,6 +101,7 @@ class ReportFacts:
         curve: (steps, epsilon) pairs, at most 20, computed before training.
         user_column: Column whose values are the users, when these are the unit.
         last_clip_norms: C of each phase after its last step, when one of them moves.
+        num_colluding: Owners that put together what they know, in the owners' lines.
     """
 
     run_id: str
@@ -117,6 +120,7 @@ class ReportFacts:
     curve: tuple[tuple[int, float], ...] = ()
     user_column: str | None = None
     last_clip_norms: tuple[float, ...] = ()
+    num_colluding: int = 1
 
     @property
     def has_baseline(self) -> bool:
@@ -157,6 +161,7 @@ def build_report(facts: ReportFacts) -> dict[str, Any]:
         "status": "released",
         "unit": plan.unit,
         **_user(facts),
+        **_owners(facts),
         "relation": "add_remove",
         "relation_domain": plan.relation_domain,
         "relation_note": relation_note(plan.unit, plan.relation_domain),
@@ -210,6 +215,20 @@ def _user(facts: ReportFacts) -> dict[str, Any]:
         "unit_note": user_note(user, facts.user_column),
         "user_column": facts.user_column,
         "user": asdict(user),
+    }
+
+
+def _owners(facts: ReportFacts) -> dict[str, Any]:
+    """Returns what a unit of each owner may lose; nothing when there are none."""
+    owners = facts.plan.owners
+    if owners is None:
+        return {}
+    rows = owner_rows(
+        facts.plan, num_workers=facts.workers, num_colluding=facts.num_colluding
+    )
+    return {
+        "owners": rows,
+        "owners_note": owners_note(facts.plan.unit, owners.method, facts.num_colluding),
     }
 
 
