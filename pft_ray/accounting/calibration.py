@@ -160,7 +160,8 @@ def largest_affordable(
         return result
     target, total = min(delta, plan.delta), plan.num_steps_max
     result["epsilon"], result["delta"] = epsilon, target
-    if plan.owners is not None:  # every epsilon is an owner's own to change
+    if plan.owners is not None or plan.independent_workers > 1:
+        # The numbers below are those of one mechanism with one epsilon.
         return result
     try:
         result["noise_multiplier"] = calibrate_noise_multiplier(

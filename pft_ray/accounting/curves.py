@@ -65,7 +65,7 @@ def price_of_reserve(plan: Plan) -> ReservePrice:
         target_epsilon=epsilon(plan.event, plan.delta),
         delta=plan.delta,
         sample_rate=rate,
-        num_steps=plan.num_steps,
+        num_steps=plan.num_steps * plan.independent_workers,
     )
     return ReservePrice(sigma, min(without, sigma))
 

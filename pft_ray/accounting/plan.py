@@ -26,6 +26,7 @@ from pft_ray.accounting.events import (
     check_word,
     store,
 )
+from pft_ray.accounting.independent import check_independent, independent_event
 from pft_ray.accounting.owners import Owners
 from pft_ray.accounting.quantile import QuantileClipping
 from pft_ray.errors import PlanError
@@ -228,6 +229,7 @@ class Plan:
         job_digest: Digest of the public job settings that shape the run.
         user: How users are hidden; for the unit ``user``, and only there.
         owners: Owners with epsilons of their own; ``sample_rate`` is then their mean.
+        independent_workers: Workers that each draw from all units, with whole noise.
     """
 
     unit: Unit
@@ -246,6 +248,7 @@ class Plan:
     job_digest: str = ""
     user: UserLevel | None = None
     owners: Owners | None = None
+    independent_workers: int = 1
 
     def __post_init__(self) -> None:
         check_word(self.unit, Unit, "unit")
@@ -275,6 +278,7 @@ class Plan:
                 "Say uls or els for the unit user, and nothing for others.",
             )
         check_below_one_nth(self.delta, self.size)
+        check_independent(self)
         if self.owners is not None:
             self.owners.check_fits(
                 self.size,
@@ -296,23 +300,23 @@ class Plan:
     def expected_batch_size(self) -> float:
         """Expected units a step, q times n: the public normaliser of every step.
 
-        With ``els`` what is drawn and counted is records; with owners it is the sum
-        of q_i n_i, also when an owner is absent.
+        With ``els`` records are counted; with owners it is the sum of q_i n_i.
         """
         if self.owners is not None:
             return self.owners.expected_batch_size
+        rate = self.sample_rate * self.independent_workers
         if self.user is not None and self.user.kind == "els":
-            return self.sample_rate * self.user.num_records
-        return self.sample_rate * self.size
+            return rate * self.user.num_records
+        return rate * self.size
 
     @property
     def step_event(self) -> Event:
-        """The event of one step; with owners, for a unit of the one that loses most."""
+        """The event of one step; with owners, that of the one that loses most."""
         if self.owners is not None:
             return self.owners.step_event(self.owners.worst(), self.noise_multiplier)
         if self.user is not None:
             return self.user.step_event(self.sample_rate, self.noise_multiplier)
-        return PoissonGaussian(self.sample_rate, self.noise_multiplier)
+        return independent_event(self)
 
     @property
     def event(self) -> Event:
@@ -323,8 +327,8 @@ class Plan:
         """The event of T_max steps for a unit of one owner."""
         if self.owners is None:
             raise PlanError("The plan has no owners.", "Use event.")
-        step = self.owners.step_event(number, self.noise_multiplier)
-        return Repeat(step, self.num_steps_max)
+        sigma = self.noise_multiplier
+        return Repeat(self.owners.step_event(number, sigma), self.num_steps_max)
 
     @property
     def complete_event(self) -> Event:
@@ -334,7 +338,7 @@ class Plan:
         return Composed((self.event, self.evaluation.event))
 
     def phase_at(self, step: int) -> tuple[int, Phase]:
-        """Returns (index, phase) of the planned step ``step``, counted from 0."""
+        """Returns (index, phase) of the planned step ``step``, from 0."""
         start = 0
         for index, phase in enumerate(self.phases):
             start += phase.num_steps
@@ -355,8 +359,8 @@ class Plan:
                 del phase["clipping"]
             if phase["quantile"] is None:
                 del phase["quantile"]
-        for name in ("user", "owners"):
-            if data[name] is None:
+        for name in ("user", "owners", "independent_workers"):
+            if data[name] in (None, 1):
                 del data[name]
         data["version"] = PLAN_VERSION
         return json.loads(canonical_json(data))  # type: ignore[no-any-return]

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from pft_ray import __version__
 from pft_ray.accounting.accountants import epsilon as epsilon_of
-from pft_ray.accounting.owner_calibration import owner_rows
+from pft_ray.assurance.modes import mode_fields
 from pft_ray.assurance.wording import (
     INTERVAL_NOTE,
     guarantee_sentence,
     not_covered,
-    owners_note,
     relation_note,
     scope_note,
     unit_phrase,
@@ -161,7 +160,7 @@ def build_report(facts: ReportFacts) -> dict[str, Any]:
         "status": "released",
         "unit": plan.unit,
         **_user(facts),
-        **_owners(facts),
+        **mode_fields(plan, facts.workers, facts.num_colluding),
         "relation": "add_remove",
         "relation_domain": plan.relation_domain,
         "relation_note": relation_note(plan.unit, plan.relation_domain),
@@ -215,20 +214,6 @@ def _user(facts: ReportFacts) -> dict[str, Any]:
         "unit_note": user_note(user, facts.user_column),
         "user_column": facts.user_column,
         "user": asdict(user),
-    }
-
-
-def _owners(facts: ReportFacts) -> dict[str, Any]:
-    """Returns what a unit of each owner may lose; nothing when there are none."""
-    owners = facts.plan.owners
-    if owners is None:
-        return {}
-    rows = owner_rows(
-        facts.plan, num_workers=facts.workers, num_colluding=facts.num_colluding
-    )
-    return {
-        "owners": rows,
-        "owners_note": owners_note(facts.plan.unit, owners.method, facts.num_colluding),
     }
 
 

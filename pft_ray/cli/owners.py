@@ -27,6 +27,33 @@ def owner_fields(built: Any) -> dict[str, Any]:
     }
 
 
+def sequential_fields(built: Any) -> dict[str, Any]:
+    """Returns what independent workers cost; nothing when there are none."""
+    from dataclasses import asdict
+
+    from pft_ray.accounting.independent import price_independent
+
+    many = built.plan.independent_workers
+    if many == 1:
+        return {}
+    return {"sequential": {"workers": many} | asdict(price_independent(built.plan))}
+
+
+def sequential_lines(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns the line of independent workers."""
+    price = result.get("sequential")
+    if price is None:
+        return []
+    return [
+        (
+            "sequential",
+            f"{price['workers']} workers draw independently: {price['num_events']} "
+            f"events; {price['extra_noise']:+.1%} noise against one mechanism, whose "
+            f"noise multiplier would be {price['central_noise_multiplier']:.4g}",
+        )
+    ]
+
+
 def owner_lines(result: dict[str, Any]) -> list[tuple[str, str]]:
     """Returns a line for each owner."""
     owners = result.get("owners")

@@ -159,7 +159,9 @@ def load_inputs(
     by_users = user is not None and user.kind == "uls"
     units = table.users if by_users else table.digests
     assert units is not None
-    if owners is None:
+    if plan is not None and plan.independent_workers > 1:
+        places = np.arange(len(units), dtype=np.int64)  # each draws from all units
+    elif owners is None:
         places = shard_of(units, rank, world)
     else:
         assert table.owners is not None

@@ -34,12 +34,15 @@ def step_keys(
         ranks. With owners each owner's units have a sampling key of their own, which
         goes to the ranks that serve that owner alone: no other owner can tell which
         of its units are in a step, so sampling hides them from other owners too.
+        Independent workers have a sampling key and a noise share each.
     """
     run, attempt, step = position
     shares = assign_shares(plan.num_shares, world, rank)
     sample_key = b""
     served: tuple[int, ...] = ()
-    if plan.owners is None:
+    if plan.independent_workers > 1:
+        served = tuple(index for index, _ in shares)
+    elif plan.owners is None:
         sample_key = derive_key(attempt_key, "sample", run, attempt, step)
     else:
         served = owners_of_rank(rank, world, len(plan.owners.members))
@@ -52,8 +55,8 @@ def step_keys(
             derive_key(attempt_key, "noise", run, attempt, step, index)
             for index, _ in shares
         ),
-        owner_keys=tuple(
-            (owner, derive_key(attempt_key, "sample", run, attempt, step, owner))
-            for owner in served
+        part_keys=tuple(
+            (part, derive_key(attempt_key, "sample", run, attempt, step, part))
+            for part in served
         ),
     )

@@ -256,12 +256,13 @@ def build_plan(job: JobSpec) -> tuple[Plan, float]:
     reserve = job.privacy.fault_reserve
     if reserve is None:
         reserve = default_fault_reserve(num_steps, interval, grant_size)
+    many = job.cluster.workers if job.privacy.mode == "sequential" else 1
     user, sigma = _user_level(job, sample_rate, num_steps + reserve)
     owners = None
     if job.privacy.owners is not None:
         owners, sigma = _individualised(job, sample_rate, num_steps + reserve)
     if sigma is None:
-        sigma = _calibrated(job, sample_rate, num_steps + reserve, user)
+        sigma = _calibrated(job, sample_rate, many * (num_steps + reserve), user)
     phases = tuple(_phase(section, sigma) for section in training.phases)
     prepared = job.data.deduplicate != "none"
     fields: dict[str, Any] = {
@@ -280,6 +281,7 @@ def build_plan(job: JobSpec) -> tuple[Plan, float]:
         "job_digest": job_digest(job),
         "user": user,
         "owners": owners,
+        "independent_workers": many,
     }
     plan = Plan(**fields)
     epsilon = epsilon_of(plan.event, plan.delta)

@@ -75,6 +75,29 @@ def check_mode(privacy: PrivacySection) -> None:
         )
 
 
+def check_sequential(job: JobSpec) -> None:
+    """Refuses a job of independent workers that have not a noise share each.
+
+    Raises:
+        ConfigError: Names the key and what to change.
+    """
+    if job.privacy.mode != "sequential":
+        return
+    workers, shares = job.cluster.workers, job.training.noise_shares
+    if workers < 2 or shares not in (None, workers):
+        raise ConfigError(
+            f"privacy.mode is sequential with {workers} workers and noise_shares "
+            f"{shares}.",
+            "Give two workers or more, and leave training.noise_shares out.",
+        )
+    moves = any(phase.clipping == "adaptive" for phase in job.training.phases)
+    if job.privacy.unit != "record" or job.training.baseline or moves:
+        raise ConfigError(
+            "privacy.mode is sequential, with users, a baseline or adaptive clipping.",
+            "Use mode: central for those.",
+        )
+
+
 def check_owners(job: JobSpec) -> None:
     """Refuses a job whose owners do not fit its data, unit or evaluation.
 

@@ -154,8 +154,9 @@ class PrivacySection(Section):
     unit: Literal["record", "user"] = Field(
         "record", description="Whose presence is hidden; user: a value of data.user."
     )
-    mode: Literal["central", "owners"] = Field(
-        "central", description="One epsilon for all, or one for each of the owners."
+    mode: Literal["central", "owners", "sequential"] = Field(
+        "central",
+        description="One mechanism; one epsilon an owner; or independent workers.",
     )
     owners: OwnersSection | None = Field(None, description="mode owners: who they are.")
     user_level: Literal["uls", "els", "auto"] | None = Field(
@@ -196,7 +197,7 @@ class PrivacySection(Section):
     @model_validator(mode="after")
     def _one_of(self) -> PrivacySection:
         check_mode(self)
-        if self.mode == "central":
+        if self.mode != "owners":
             exactly_one("privacy", self, "epsilon", "noise_multiplier")
         return self
 

@@ -40,9 +40,9 @@ class SampledGaussian:
     @classmethod
     def from_plan(cls, plan: Plan) -> SampledGaussian:
         """Returns the mechanism of the plan's steps."""
-        return cls(
-            plan.sample_rate, plan.noise_multiplier, plan.num_shares, plan.owners
-        )
+        # An independent worker has the whole noise of its own release.
+        num_shares = plan.num_shares if plan.independent_workers == 1 else 1
+        return cls(plan.sample_rate, plan.noise_multiplier, num_shares, plan.owners)
 
     @property
     def event(self) -> PoissonGaussian:

@@ -70,11 +70,11 @@ class StepKeys:
     Attributes:
         attempt: Number of the attempt.
         step: Planned step, counted from 0.
-        sample_key: Equal on all ranks; empty when units have owners.
+        sample_key: Equal on all ranks; empty where parts have keys of their own.
         shares: (share index, numerator) pairs of this rank.
         noise_keys: One key for each share.
-        owner_keys: (owner, sampling key of its units) pairs of the owners that this
-            rank serves, and of no other.
+        part_keys: (number, sampling key) pairs of the owners that this rank serves, or
+            of the independent workers that it plays, and of no other.
     """
 
     attempt: int
@@ -82,7 +82,7 @@ class StepKeys:
     sample_key: bytes
     shares: tuple[tuple[int, int], ...]
     noise_keys: tuple[bytes, ...]
-    owner_keys: tuple[tuple[int, bytes], ...] = ()
+    part_keys: tuple[tuple[int, bytes], ...] = ()
 
     def __repr__(self) -> str:
         return f"StepKeys(attempt={self.attempt}, step={self.step}, keys hidden)"
@@ -240,14 +240,31 @@ class PrivateStep:
 
     def _clipped_sum(self, keys: StepKeys, clip_norm: float) -> ClippedSum:
         owners, digests = self.plan.owners, self.unit_digests
+        if self.plan.independent_workers > 1:
+            return self._independent_sums(keys, clip_norm)
         if owners is None:
             positions = self.mechanism.sample(keys.sample_key, digests)
             return self.work.clipped_sum(positions, clip_norm)
         numbers = self.unit_owners
         if numbers is None or len(numbers) != len(digests):
             raise PlanError("The plan has owners, and this rank's units have none.")
-        positions = self.mechanism.sample_owners(keys.owner_keys, digests, numbers)
+        positions = self.mechanism.sample_owners(keys.part_keys, digests, numbers)
         return clipped_by_owner(self.work, positions, clip_norm, numbers, owners)
+
+    def _independent_sums(self, keys: StepKeys, clip_norm: float) -> ClippedSum:
+        """Adds what each independent worker that this rank plays draws by itself.
+
+        Each of them has a whole share of noise, so what is reduced is a sum of
+        releases, one for each worker.
+        """
+        vector = None
+        for _, key in keys.part_keys:
+            positions = self.mechanism.sample(key, self.unit_digests)
+            part = self.work.clipped_sum(positions, clip_norm).vector
+            vector = part if vector is None else vector + part
+        if vector is None:
+            raise VoidStepError("This rank plays no independent worker.")
+        return ClippedSum(vector, clip_norm)
 
     def _check(self, keys: StepKeys, phase: int, clip_norm: float) -> None:
         header = ShareHeader(

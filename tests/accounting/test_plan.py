@@ -100,6 +100,7 @@ OTHER_USERS = {
 OTHER["user"] = USERS
 OWNERS = Owners("sample", (Owner("a", 1150, 1.0, 0.05), Owner("b", 3000, 3.0, 0.15)))
 OTHER["owners"] = OWNERS
+OTHER["independent_workers"] = 2  # as many as PLAN has shares
 OWNER = {"size": 1150, "epsilon": 1.0, "sample_rate": 0.05, "clip_scale": 0.9}
 OTHER_OWNER = {
     "name": "c",

@@ -65,9 +65,9 @@ def test_with_owners_each_rank_gets_the_sampling_keys_of_its_own_alone(tmp_path)
     attempt = coordinator.open_attempt([A, B], 0, "start")
     first = coordinator.request(attempt, 0, A, 0, 3).steps
     second = coordinator.request(attempt, 1, B, 0, 3).steps
-    assert [[owner for owner, _ in step.owner_keys] for step in first] == [[0]] * 3
-    assert [[owner for owner, _ in step.owner_keys] for step in second] == [[1]] * 3
-    keys = [key for step in (*first, *second) for _, key in step.owner_keys]
+    assert [[owner for owner, _ in step.part_keys] for step in first] == [[0]] * 3
+    assert [[owner for owner, _ in step.part_keys] for step in second] == [[1]] * 3
+    keys = [key for step in (*first, *second) for _, key in step.part_keys]
     keys += [key for step in (*first, *second) for key in step.noise_keys]
     assert len(set(keys)) == 12
     assert {step.sample_key for step in (*first, *second)} == {b""}

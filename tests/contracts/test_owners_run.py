@@ -74,7 +74,7 @@ def batches(plan, ranks, num_steps=15):
         for rank, inputs in enumerate(ranks):
             keys = step_keys(plan, KEY, ("run", 1, step), rank, len(ranks))
             digests, owners = inputs.unit_digests, inputs.unit_owners
-            for place in mechanism.sample_owners(keys.owner_keys, digests, owners):
+            for place in mechanism.sample_owners(keys.part_keys, digests, owners):
                 found.add((digests[place].tobytes(), int(owners[place])))
         steps.append(found)
     return steps
@@ -101,16 +101,16 @@ def test_a_rank_gets_sampling_keys_of_its_own_owner_alone(tmp_path):
     plan, _ = group(tmp_path, 3)
     keys = [step_keys(plan, KEY, ("run", 1, 0), rank, 3) for rank in range(3)]
     assert [key.sample_key for key in keys] == [b"", b"", b""]
-    assert [[owner for owner, _ in key.owner_keys] for key in keys] == [[0], [1], [2]]
-    every = [key for k in keys for _, key in k.owner_keys]
+    assert [[owner for owner, _ in key.part_keys] for key in keys] == [[0], [1], [2]]
+    every = [key for k in keys for _, key in k.part_keys]
     every += [key for k in keys for key in k.noise_keys]
     assert len(set(every)) == 6
     assert every[0].hex() not in repr(keys[0])
     again = step_keys(plan, KEY, ("run", 1, 0), 3, 4)
-    assert again.owner_keys == keys[0].owner_keys, "ranks of one owner share its key"
+    assert again.part_keys == keys[0].part_keys, "ranks of one owner share its key"
     for position in (("run", 1, 1), ("run", 2, 0), ("other", 1, 0)):
         other = step_keys(plan, KEY, position, 0, 3)
-        assert other.owner_keys[0][1] != keys[0].owner_keys[0][1]
+        assert other.part_keys[0][1] != keys[0].part_keys[0][1]
 
 
 def test_a_unit_removed_moves_no_other_to_another_owner(tmp_path):
