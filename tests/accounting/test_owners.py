@@ -103,6 +103,15 @@ def test_every_owner_has_its_epsilon_by_pld(method):
     assert sigma < 0.7 * alone, "the least epsilon does not decide for all"
 
 
+def test_small_noise_is_priced_on_the_grid_of_certificates():
+    """The grid that is searched on would cost the first owner more than it may."""
+    targets = [dataclasses.replace(GROUPS[0], epsilon=0.4), *GROUPS[1:]]
+    owners, sigma = individualise(targets, method="sample", **R1)
+    check(targets, "sample", owners, sigma, R1)
+    coarse = Repeat(owners.step_event(0, sigma), STEPS)
+    assert epsilon(coarse, 1e-5, grid=1e-3) > 0.4 * 1.004
+
+
 @settings(max_examples=6, deadline=None)
 @given(
     st.sampled_from(["sample", "scale"]),
@@ -193,7 +202,18 @@ def test_an_owner_is_charged_at_its_rate_and_its_clip_norm_and_t_max():
     assert event.event.sample_rate == 0.1
     assert event.event.noise_multiplier == pytest.approx(1.5 / 1.3, rel=1e-14)
     assert Fraction(event.event.noise_multiplier) < Fraction(1.5) / Fraction(1.3)
-    assert make_plan().expected_batch_size == 0.1 * 100 + 0.2 * 300
+    # The normaliser is the owners', whatever mean rate is written beside them.
+    assert make_plan(sample_rate=0.5).expected_batch_size == 0.1 * 100 + 0.2 * 300
+
+
+@given(st.floats(0.1, 10), st.floats(0.01, 100), st.floats(0.001, 1000))
+def test_the_noise_that_is_charged_is_never_above_the_real_one(sigma, scale, clip_norm):
+    """In exact arithmetic, with C_i as it is rounded when it is used."""
+    members = (Owner("a", 1, 1.0, 0.1, scale), Owner("b", 1, 1.0, 0.1))
+    charged = Owners("scale", members).noise_multiplier(0, sigma)
+    used = Fraction(clip_norm * scale)
+    assert Fraction(charged) * used <= Fraction(sigma) * Fraction(clip_norm)
+    assert charged == pytest.approx(sigma / scale, rel=1e-14)
 
 
 @pytest.mark.parametrize(
