@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Accountant = Literal["pld", "rdp", "gdp"]
+Gate = Literal["pld", "rdp"]
 CERTIFICATE_GRID = 1e-4
 SEARCH_GRID = 1e-3
 
@@ -127,7 +128,7 @@ def epsilon_by_accountant(event: Event, delta: float) -> dict[str, float]:
     }
 
 
-def require_gate(accountant: str) -> Literal["pld", "rdp"]:
+def require_gate(accountant: str) -> Gate:
     """Returns ``accountant`` if a decision may rest on it.
 
     Raises:

@@ -7,7 +7,13 @@ from dataclasses import replace
 from decimal import ROUND_CEILING, Context, Decimal
 from typing import TYPE_CHECKING
 
-from pft_ray.accounting.accountants import CERTIFICATE_GRID, SEARCH_GRID, epsilon
+from pft_ray.accounting.accountants import (
+    CERTIFICATE_GRID,
+    SEARCH_GRID,
+    Gate,
+    epsilon,
+    require_gate,
+)
 from pft_ray.accounting.events import (
     Event,
     PoissonGaussian,
@@ -42,6 +48,7 @@ def calibrate_noise_multiplier(
     sample_rate: float,
     num_steps: int,
     user: UserLevel | None = None,
+    accountant: Gate = "pld",
 ) -> float:
     """Returns the least noise multiplier that keeps a run within the target.
 
@@ -51,6 +58,7 @@ def calibrate_noise_multiplier(
         sample_rate: Probability of a unit to be in a step.
         num_steps: All steps that are charged, the fault reserve included.
         user: How users are hidden; None: the unit is what is sampled.
+        accountant: Whose epsilon it is; ``rdp`` needs more noise.
 
     Returns:
         The noise multiplier, rounded up to five significant digits; at most 0.1 %
@@ -71,7 +79,7 @@ def calibrate_noise_multiplier(
             return Repeat(user.step_event(rate, sigma), count)
         return Repeat(PoissonGaussian(rate, sigma), count)
 
-    return _least_scale(make_event, target_epsilon, delta)
+    return _least_scale(make_event, target_epsilon, delta, require_gate(accountant))
 
 
 def calibrate_discrete_sigma(
@@ -152,6 +160,9 @@ def largest_affordable(
         return result
     target, total = min(delta, plan.delta), plan.num_steps_max
     result["epsilon"], result["delta"] = epsilon, target
+    if plan.owners is not None or plan.independent_workers > 1:
+        # The numbers below are those of one mechanism with one epsilon.
+        return result
     try:
         result["noise_multiplier"] = calibrate_noise_multiplier(
             target_epsilon=epsilon,
@@ -180,7 +191,10 @@ def largest_affordable(
 
 
 def _least_scale(
-    make_event: Callable[[float], Event], target_epsilon: float, delta: float
+    make_event: Callable[[float], Event],
+    target_epsilon: float,
+    delta: float,
+    accountant: Gate = "pld",
 ) -> float:
     """Returns the least scale, rounded up, with epsilon(make_event(scale)) in target.
 
@@ -191,23 +205,23 @@ def _least_scale(
     check_rate(delta, "delta")
 
     def cost(scale: float, grid: float) -> float:
-        spent = epsilon(make_event(scale), delta, grid=grid)
+        spent = epsilon(make_event(scale), delta, accountant=accountant, grid=grid)
         return math.log(max(spent, 1e-300) / target)
 
     coarse = min(SEARCH_GRID, max(target / 100, CERTIFICATE_GRID))
     start, slope = _scale_edge(
-        lambda scale: cost(scale, coarse), _renyi_scale(make_event, target, delta)
+        lambda scale: cost(scale, coarse), renyi_scale(make_event, target, delta)
     )
     exact = _corrected(lambda scale: cost(scale, CERTIFICATE_GRID), start, slope)
-    result = _round_up(exact)
+    result = round_up(exact)
     while cost(result, CERTIFICATE_GRID) > 0:
-        result = _round_up(result * (1 + 1e-4))
+        result = round_up(result * (1 + 1e-4))
         if result > _LARGEST_SCALE:
             raise _unreachable(target_epsilon)
     return result
 
 
-def _renyi_scale(
+def renyi_scale(
     make_event: Callable[[float], Event], target: float, delta: float
 ) -> float:
     """Returns a scale that meets the target by the Renyi bound, or 1."""
@@ -332,7 +346,7 @@ def _secant(slope: float, last: tuple[float, float], now: tuple[float, float]) -
     return found if 0.1 < found / slope < 10 else slope
 
 
-def _round_up(value: float) -> float:
+def round_up(value: float) -> float:
     """Returns ``value`` rounded up to five significant digits."""
     context = Context(prec=_DIGITS, rounding=ROUND_CEILING)
     return float(context.create_decimal(Decimal(value)))

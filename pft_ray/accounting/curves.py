@@ -50,17 +50,24 @@ def epsilon_curve(plan: Plan) -> list[tuple[int, float]]:
 
 
 def price_of_reserve(plan: Plan) -> ReservePrice:
-    """Returns the plan's noise multiplier beside the one without a fault reserve."""
+    """Returns the plan's noise multiplier beside the one without a fault reserve.
+
+    With owners both are those of the owner whose units lose most.
+    """
+    sigma, rate = plan.noise_multiplier, plan.sample_rate
+    if plan.owners is not None:
+        worst = plan.owners.step_event(plan.owners.worst(), sigma)
+        sigma, rate = worst.noise_multiplier, worst.sample_rate
     if plan.fault_reserve == 0:
-        return ReservePrice(plan.noise_multiplier, plan.noise_multiplier)
+        return ReservePrice(sigma, sigma)
     without = calibrate_noise_multiplier(
         user=plan.user,
         target_epsilon=epsilon(plan.event, plan.delta),
         delta=plan.delta,
-        sample_rate=plan.sample_rate,
-        num_steps=plan.num_steps,
+        sample_rate=rate,
+        num_steps=plan.num_steps * plan.independent_workers,
     )
-    return ReservePrice(plan.noise_multiplier, min(without, plan.noise_multiplier))
+    return ReservePrice(sigma, min(without, sigma))
 
 
 def _coarse(plan: Plan, num_steps: int) -> float:

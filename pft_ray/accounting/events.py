@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, get_args
 
 from pft_ray.errors import PlanError
 
@@ -56,6 +56,27 @@ def check_count(value: int, name: str) -> int:
     if not math.isfinite(number) or number < 1 or int(value) != value:
         raise PlanError(f"{name} is {value!r}.", f"Give {name} as an integer >= 1.")
     return int(value)
+
+
+def check_count_or_zero(value: int, name: str) -> int:
+    """Returns ``value`` as an int >= 0."""
+    return 0 if value == 0 else check_count(value, name)
+
+
+def check_word(value: str, words: Any, name: str) -> None:
+    """Refuses a value that is not one of the words of a ``Literal``."""
+    if value not in get_args(words):
+        known = ", ".join(get_args(words))
+        raise PlanError(f"{name} is {value!r}.", f"Give one of {known}.")
+
+
+def check_below_one_nth(delta: float, size: int) -> None:
+    """Refuses a delta that would allow to give away one unit whole."""
+    if delta * size >= 1:
+        raise PlanError(
+            f"delta {delta:g} is not below 1/n for the declared n {size}.",
+            f"Give delta below {1 / size:.3g}; 1e-5 or n**-1.1 are usual.",
+        )
 
 
 def store(instance: object, **values: float) -> None:

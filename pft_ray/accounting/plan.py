@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pft_ray.accounting.events import (
     Composed,
@@ -18,11 +18,16 @@ from pft_ray.accounting.events import (
     PoissonGaussian,
     PoissonMixture,
     Repeat,
+    check_below_one_nth,
     check_count,
+    check_count_or_zero,
     check_positive,
     check_rate,
+    check_word,
     store,
 )
+from pft_ray.accounting.independent import check_independent, independent_event
+from pft_ray.accounting.owners import Owners
 from pft_ray.accounting.quantile import QuantileClipping
 from pft_ray.errors import PlanError
 
@@ -44,24 +49,6 @@ def canonical_json(value: Any) -> bytes:
         ensure_ascii=False,
         allow_nan=False,
     ).encode()
-
-
-def _check_word(value: str, words: Any, name: str) -> None:
-    if value not in get_args(words):
-        known = ", ".join(get_args(words))
-        raise PlanError(f"{name} is {value!r}.", f"Give one of {known}.")
-
-
-def _check_below_one_nth(delta: float, size: int) -> None:
-    if delta * size >= 1:
-        raise PlanError(
-            f"delta {delta:g} is not below 1/n for the declared n {size}.",
-            f"Give delta below {1 / size:.3g}; 1e-5 or n**-1.1 are usual.",
-        )
-
-
-def _check_count_or_zero(value: int, name: str) -> int:
-    return 0 if value == 0 else check_count(value, name)
 
 
 def default_interval(num_steps: int) -> int:
@@ -95,7 +82,7 @@ class Phase:
     quantile: QuantileClipping | None = None
 
     def __post_init__(self) -> None:
-        _check_word(self.clipping, Clipping, f"clipping of phase {self.name!r}")
+        check_word(self.clipping, Clipping, f"clipping of phase {self.name!r}")
         store(
             self,
             num_steps=check_count(self.num_steps, f"num_steps of phase {self.name!r}"),
@@ -152,16 +139,16 @@ class EvaluationPlan:
     loss_levels: int = 1024
 
     def __post_init__(self) -> None:
-        _check_word(self.kind, LookKind, "evaluation kind")
+        check_word(self.kind, LookKind, "evaluation kind")
         for name in ("sigma", "epsilon", "delta", "loss_bound"):
             value = check_positive(getattr(self, name), f"evaluation {name}")
             store(self, **{name: value})
         for name in ("size", "num_bins", "loss_levels"):
             value = check_count(getattr(self, name), f"evaluation {name}")
             store(self, **{name: value})
-        spare = _check_count_or_zero(self.num_spare_looks, "num_spare_looks")
+        spare = check_count_or_zero(self.num_spare_looks, "num_spare_looks")
         store(self, num_spare_looks=spare)
-        looks = tuple(_check_count_or_zero(step, "look") for step in self.looks)
+        looks = tuple(check_count_or_zero(step, "look") for step in self.looks)
         if not looks or list(looks) != sorted(set(looks)):
             raise PlanError(
                 f"The looks are {looks}.", "Give at least one step, in rising order."
@@ -169,7 +156,7 @@ class EvaluationPlan:
         object.__setattr__(self, "looks", looks)
         if self.num_bins % 2:
             raise PlanError(f"num_bins is {self.num_bins}.", "Give an even number.")
-        _check_below_one_nth(self.delta, self.size)
+        check_below_one_nth(self.delta, self.size)
 
     @property
     def num_looks_max(self) -> int:
@@ -209,8 +196,8 @@ class UserLevel:
     contribution: Contribution = "mean"
 
     def __post_init__(self) -> None:
-        _check_word(self.kind, UserKind, "user_level")
-        _check_word(self.contribution, Contribution, "user_contribution")
+        check_word(self.kind, UserKind, "user_level")
+        check_word(self.contribution, Contribution, "user_contribution")
         for name in ("max_records_per_user", "num_records"):
             store(self, **{name: check_count(getattr(self, name), name)})
 
@@ -241,6 +228,8 @@ class Plan:
         relation_domain: ``raw`` or ``prepared`` list of units.
         job_digest: Digest of the public job settings that shape the run.
         user: How users are hidden; for the unit ``user``, and only there.
+        owners: Owners with epsilons of their own; ``sample_rate`` is then their mean.
+        independent_workers: Workers that each draw from all units, with whole noise.
     """
 
     unit: Unit
@@ -258,10 +247,12 @@ class Plan:
     relation_domain: RelationDomain = "raw"
     job_digest: str = ""
     user: UserLevel | None = None
+    owners: Owners | None = None
+    independent_workers: int = 1
 
     def __post_init__(self) -> None:
-        _check_word(self.unit, Unit, "unit")
-        _check_word(self.relation_domain, RelationDomain, "relation_domain")
+        check_word(self.unit, Unit, "unit")
+        check_word(self.relation_domain, RelationDomain, "relation_domain")
         for name in ("size", "num_shares", "grant_size", "checkpoint_interval"):
             store(self, **{name: check_count(getattr(self, name), name)})
         for name in ("noise_multiplier", "delta"):
@@ -269,7 +260,7 @@ class Plan:
         store(
             self,
             sample_rate=check_rate(self.sample_rate),
-            fault_reserve=_check_count_or_zero(self.fault_reserve, "fault_reserve"),
+            fault_reserve=check_count_or_zero(self.fault_reserve, "fault_reserve"),
         )
         if self.target_epsilon is not None:
             target = check_positive(self.target_epsilon, "target_epsilon")
@@ -286,7 +277,14 @@ class Plan:
                 f"{'with' if self.user else 'without'} a user level.",
                 "Say uls or els for the unit user, and nothing for others.",
             )
-        _check_below_one_nth(self.delta, self.size)
+        check_below_one_nth(self.delta, self.size)
+        check_independent(self)
+        if self.owners is not None:
+            self.owners.check_fits(
+                self.size,
+                by_records=self.user is not None and self.user.kind == "els",
+                moving_clip=any(phase.quantile is not None for phase in self.phases),
+            )
 
     @property
     def num_steps(self) -> int:
@@ -302,23 +300,35 @@ class Plan:
     def expected_batch_size(self) -> float:
         """Expected units a step, q times n: the public normaliser of every step.
 
-        With ``els`` what is drawn and counted is records.
+        With ``els`` records are counted; with owners it is the sum of q_i n_i.
         """
+        if self.owners is not None:
+            return self.owners.expected_batch_size
+        rate = self.sample_rate * self.independent_workers
         if self.user is not None and self.user.kind == "els":
-            return self.sample_rate * self.user.num_records
-        return self.sample_rate * self.size
+            return rate * self.user.num_records
+        return rate * self.size
 
     @property
     def step_event(self) -> Event:
-        """The event of one step."""
+        """The event of one step; with owners, that of the one that loses most."""
+        if self.owners is not None:
+            return self.owners.step_event(self.owners.worst(), self.noise_multiplier)
         if self.user is not None:
             return self.user.step_event(self.sample_rate, self.noise_multiplier)
-        return PoissonGaussian(self.sample_rate, self.noise_multiplier)
+        return independent_event(self)
 
     @property
     def event(self) -> Event:
         """The event the training block is charged: T_max steps."""
         return Repeat(self.step_event, self.num_steps_max)
+
+    def owner_event(self, number: int) -> Event:
+        """The event of T_max steps for a unit of one owner."""
+        if self.owners is None:
+            raise PlanError("The plan has no owners.", "Use event.")
+        sigma = self.noise_multiplier
+        return Repeat(self.owners.step_event(number, sigma), self.num_steps_max)
 
     @property
     def complete_event(self) -> Event:
@@ -328,7 +338,7 @@ class Plan:
         return Composed((self.event, self.evaluation.event))
 
     def phase_at(self, step: int) -> tuple[int, Phase]:
-        """Returns (index, phase) of the planned step ``step``, counted from 0."""
+        """Returns (index, phase) of the planned step ``step``, from 0."""
         start = 0
         for index, phase in enumerate(self.phases):
             start += phase.num_steps
@@ -349,8 +359,9 @@ class Plan:
                 del phase["clipping"]
             if phase["quantile"] is None:
                 del phase["quantile"]
-        if self.user is None:
-            del data["user"]
+        for name in ("user", "owners", "independent_workers"):
+            if data[name] in (None, 1):
+                del data[name]
         data["version"] = PLAN_VERSION
         return json.loads(canonical_json(data))  # type: ignore[no-any-return]
 
@@ -376,6 +387,8 @@ class Plan:
                 fields["evaluation"] = EvaluationPlan(**looks)
             if fields.get("user") is not None:
                 fields["user"] = UserLevel(**fields["user"])
+            if fields.get("owners") is not None:
+                fields["owners"] = Owners.from_dict(fields["owners"])
             return cls(**fields)
         except (TypeError, KeyError) as error:
             raise PlanError(f"A plan with wrong fields: {error}.") from error

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pft_ray import __version__
 from pft_ray.accounting.accountants import epsilon as epsilon_of
+from pft_ray.assurance.modes import mode_fields
 from pft_ray.assurance.wording import (
     INTERVAL_NOTE,
     guarantee_sentence,
@@ -99,6 +100,7 @@ class ReportFacts:
         curve: (steps, epsilon) pairs, at most 20, computed before training.
         user_column: Column whose values are the users, when these are the unit.
         last_clip_norms: C of each phase after its last step, when one of them moves.
+        num_colluding: Owners that put together what they know, in the owners' lines.
     """
 
     run_id: str
@@ -117,6 +119,7 @@ class ReportFacts:
     curve: tuple[tuple[int, float], ...] = ()
     user_column: str | None = None
     last_clip_norms: tuple[float, ...] = ()
+    num_colluding: int = 1
 
     @property
     def has_baseline(self) -> bool:
@@ -157,6 +160,7 @@ def build_report(facts: ReportFacts) -> dict[str, Any]:
         "status": "released",
         "unit": plan.unit,
         **_user(facts),
+        **mode_fields(plan, facts.workers, facts.num_colluding),
         "relation": "add_remove",
         "relation_domain": plan.relation_domain,
         "relation_note": relation_note(plan.unit, plan.relation_domain),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pft_ray.assurance.figures import budget_svg, curve_svg, utility_svg
 from pft_ray.assurance.markup import Markup, table, tag
+from pft_ray.assurance.owner_table import owner_table
 from pft_ray.assurance.page_style import STYLE
 from pft_ray.assurance.wording import round_up, unit_phrase
 
@@ -299,6 +300,7 @@ def _plan(report: dict[str, Any], facts: ReportFacts) -> Markup:
             _phase_rows(facts),
             wide=True,
         ),
+        *owner_table(report),
     )
 
 

@@ -117,6 +117,19 @@ def user_note(user: UserLevel, user_column: str | None) -> str:
     )
 
 
+def owners_note(unit: str, method: str, num_colluding: int) -> str:
+    """Returns what the epsilons of owners bound, and against whom."""
+    how = "drawn at its owner's rate" if method == "sample" else "clipped at its norm"
+    return (
+        f"Each {unit} is {how} and loses at most the ε of its owner: one {unit}, never "
+        "all that an owner holds. The first ε is against whoever sees what is "
+        f"released, the second against {num_colluding} other owner(s) who subtract "
+        "their own shares of the noise; none means that they share a worker. Who "
+        "reads partial sums on the wire, or other workers' memory, is not covered. "
+        "Membership, sizes and ε of owners are public."
+    )
+
+
 def not_covered(unit: str) -> list[str]:
     """Returns what the guarantee says nothing about, one sentence each."""
     lines = [

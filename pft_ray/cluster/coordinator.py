@@ -12,8 +12,9 @@ import threading
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pft_ray.cluster.step_keys import step_keys
 from pft_ray.crypto import derive_key, new_key
 from pft_ray.errors import (
     AttemptClosedError,
@@ -22,9 +23,10 @@ from pft_ray.errors import (
     RunFailedError,
 )
 from pft_ray.ledger import Ledger, Position, read_anchors, write_anchor
-from pft_ray.mechanisms import assign_shares
 from pft_ray.training.loop import GrantReply, LookReply
-from pft_ray.training.step import StepKeys
+
+if TYPE_CHECKING:
+    from pft_ray.training.step import StepKeys
 
 _FATAL_REPEATS = 2
 _UNPLANNED = ("worker-restart", "void-step")
@@ -258,19 +260,9 @@ class Coordinator:
     def _keys(
         self, current: _Attempt, rank: int, start: int, stop: int
     ) -> tuple[StepKeys, ...]:
-        shares = assign_shares(self._plan.num_shares, len(current.tokens), rank)
-        run, number, key = self._config.run_id, current.number, current.key
+        world, run = len(current.tokens), self._config.run_id
         return tuple(
-            StepKeys(
-                attempt=number,
-                step=step,
-                sample_key=derive_key(key, "sample", run, number, step),
-                shares=shares,
-                noise_keys=tuple(
-                    derive_key(key, "noise", run, number, step, index)
-                    for index, _ in shares
-                ),
-            )
+            step_keys(self._plan, current.key, (run, current.number, step), rank, world)
             for step in range(start, stop)
         )
 

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from pft_ray.accounting.owners import owners_of_rank
 from pft_ray.cluster.model_check import check_model
-from pft_ray.cluster.specs import split_predicate
+from pft_ray.cluster.specs import owner_rule, split_predicate
+from pft_ray.data.owners import with_owners
 from pft_ray.data.paths import resolve_model_path
 from pft_ray.data.prepare import PreparedData, prepare_data
 from pft_ray.data.tokenize import (
@@ -64,6 +66,14 @@ class Inputs:
         """Digests of what a step samples: users, or records."""
         return self.train.digests if self.groups is None else self.groups.digests
 
+    @property
+    def unit_owners(self) -> NDArray[np.int64] | None:
+        """Number of the owner of each of those units; None without owners."""
+        owners = self.train.owners
+        if owners is None or self.groups is None:
+            return owners
+        return owners[self.groups.starts[:-1]]  # a user's records have one owner
+
 
 def shard_of(digests: NDArray[np.uint8], rank: int, world: int) -> NDArray[np.int64]:
     """Returns the positions of the units that ``rank`` of ``world`` owns.
@@ -75,10 +85,34 @@ def shard_of(digests: NDArray[np.uint8], rank: int, world: int) -> NDArray[np.in
     return np.flatnonzero(owners == rank).astype(np.int64)
 
 
+def owner_shard(
+    owners: NDArray[np.int64],
+    digests: NDArray[np.uint8],
+    *,
+    rank: int,
+    world: int,
+    num_owners: int,
+) -> NDArray[np.int64]:
+    """Returns the positions of the units that lie on ``rank`` when units have owners.
+
+    A rank holds units of the owners that it serves and of no other; several ranks of
+    one owner cut its units among them.
+    """
+    mine = []
+    for owner in owners_of_rank(rank, world, num_owners):
+        ranks = [
+            r for r in range(world) if owner in owners_of_rank(r, world, num_owners)
+        ]
+        own = np.flatnonzero(owners == owner)
+        part = shard_of(digests[own], ranks.index(rank), len(ranks))
+        mine.append(own[part])
+    return np.sort(np.concatenate(mine)).astype(np.int64)
+
+
 def _registered(
     job: JobSpec, base_dir: Path, key: bytes, commitment: str
 ) -> PreparedData:
-    prepared = prepare_data(job.data.spec(base_dir), key)
+    prepared = prepare_data(job.data_spec(base_dir), key)
     if dataset_commitment(key, dict(prepared.fingerprints)) != commitment:
         raise DataError(
             f"The data at {job.data.path} are not those registered as "
@@ -110,18 +144,34 @@ def load_inputs(
     tokenizer = load_tokenizer(resolve_model_path(job.model.path, base_dir))
     length, task = job.data.max_length, job.model.task
     train, held_out = capped_blocks(prepared, job)
+    owners, unowned = None if plan is None else plan.owners, 0
+    if owners is not None:
+        train, unowned = with_owners(train, owner_rule(job))
     table, dropped = tokenize_table(train, tokenizer, length, task)
     notes = prepared.operator_notes()
     notes["dropped_by_tokenizer"] = dropped.to_dict()
+    if owners is not None:
+        notes["without_a_declared_owner"] = unowned
     validation = None
     if rank == 0 and job.evaluation is not None:
         validation, _ = tokenize_table(held_out, tokenizer, length, task)
     user = None if plan is None else plan.user
-    if user is None or user.kind == "els":
-        shard = table.take(shard_of(table.digests, rank, world))
-        return Inputs(shard, validation, notes)
-    assert table.users is not None
-    shard, groups = group_users(table.take(shard_of(table.users, rank, world)))
+    by_users = user is not None and user.kind == "uls"
+    units = table.users if by_users else table.digests
+    assert units is not None
+    if plan is not None and plan.independent_workers > 1:
+        places = np.arange(len(units), dtype=np.int64)  # each draws from all units
+    elif owners is None:
+        places = shard_of(units, rank, world)
+    else:
+        assert table.owners is not None
+        num_owners = len(owners.members)
+        places = owner_shard(
+            table.owners, units, rank=rank, world=world, num_owners=num_owners
+        )
+    if not by_users:
+        return Inputs(table.take(places), validation, notes)
+    shard, groups = group_users(table.take(places))
     return Inputs(shard, validation, notes, groups)
 
 

@@ -61,7 +61,7 @@ def create_budget(
     )
     opened = Ledger.open(location, keys_dir=keys_dir(), create=True)
     _check_existing(opened, blocks)
-    prepared = prepare_data(job.data.spec(built.base_dir), opened.fingerprint_key())
+    prepared = prepare_data(job.data_spec(built.base_dir), opened.fingerprint_key())
     registered = opened.register_dataset(
         job.data.registration,
         public=job.data.public,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pft_ray.data.owners import OwnerRule
 from pft_ray.data.paths import HUB, PACKAGE, resolve_model_path
 from pft_ray.training.spec import LoraSpec, ModelSpec
 
@@ -29,6 +30,15 @@ def split_predicate(job: JobSpec, role: str) -> dict[str, object]:
         "validation_fraction": split.validation_fraction,
         "role": role,
     }
+
+
+def owner_rule(job: JobSpec) -> OwnerRule:
+    """Returns the public rule by which records belong to the job's owners."""
+    section = job.privacy.owners
+    assert section is not None
+    names = tuple(owner.name for owner in section.members)
+    sizes = tuple(owner.size for owner in section.members)
+    return OwnerRule(names, sizes, section.salt)
 
 
 def model_spec(job: JobSpec, base_dir: Path) -> ModelSpec:

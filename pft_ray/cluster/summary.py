@@ -132,6 +132,7 @@ def report_facts(
         curve=tuple(epsilon_curve(plan)),
         user_column=job.data.user if plan.unit == "user" else None,
         last_clip_norms=tuple(clip_norms.get("now", ())),
+        num_colluding=job.privacy.owners.colluding if job.privacy.owners else 1,
     )
 
 

@@ -157,6 +157,7 @@ class Worker:
             work=self.work,
             unit_digests=self.inputs.unit_digests,
             collective=self.collective,
+            unit_owners=self.inputs.unit_owners,
         )
 
     def _memory_limit_bytes(self) -> int | None:

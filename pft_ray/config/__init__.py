@@ -2,6 +2,7 @@
 
 from pft_ray.config.build import BuiltJob, build_job, build_plan
 from pft_ray.config.load import job_schema, load_job, read_job
+from pft_ray.config.owners import OwnerSection, OwnersSection
 from pft_ray.config.quantile import QuantileSection
 from pft_ray.config.sections import (
     ClusterSection,
@@ -26,6 +27,8 @@ __all__ = [
     "LedgerSection",
     "LoraSection",
     "ModelSection",
+    "OwnerSection",
+    "OwnersSection",
     "PhaseSection",
     "PrivacySection",
     "QuantileSection",

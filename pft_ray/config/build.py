@@ -13,6 +13,7 @@ from pft_ray.accounting.calibration import (
     calibrate_discrete_sigma,
     calibrate_noise_multiplier,
 )
+from pft_ray.accounting.owner_calibration import OwnerTarget, individualise
 from pft_ray.accounting.plan import (
     EvaluationPlan,
     Phase,
@@ -30,6 +31,7 @@ from pft_ray.errors import PlanError
 from pft_ray.ledger.budget import Envelope
 
 if TYPE_CHECKING:
+    from pft_ray.accounting.owners import Owners
     from pft_ray.config.sections import PhaseSection
 
 _PUBLIC_SECTIONS = {"data", "model", "privacy", "training", "evaluation", "version"}
@@ -71,6 +73,7 @@ _ADDED_LATER: dict[tuple[str, ...], dict[str, Any]] = {
     },
     ("model",): {"dropout": False},
     ("training",): {"autocast": None},
+    ("privacy",): {"mode": "central", "owners": None},
 }
 
 
@@ -197,6 +200,35 @@ def _calibrated(
         raise _without_price(f"No noise reaches epsilon {target:g}", user) from None
 
 
+def _individualised(
+    job: JobSpec, sample_rate: float, num_steps_max: int
+) -> tuple[Owners, float]:
+    """Returns the owners with their rates or clip norms, and the noise multiplier."""
+    section = job.privacy.owners
+    assert section is not None
+    return individualise(
+        [OwnerTarget(o.name, o.size, o.epsilon) for o in section.members],
+        method=section.method,
+        batch_size=sample_rate * job.data.num_train,
+        delta=job.privacy.delta,
+        num_steps=num_steps_max,
+    )
+
+
+def _target(job: JobSpec) -> float | None:
+    """Returns what any unit may lose: with owners, the largest of theirs."""
+    owners = job.privacy.owners
+    if owners is None:
+        return job.privacy.epsilon
+    return max(owner.epsilon for owner in owners.members)
+
+
+def _look_target(job: JobSpec) -> float | None:
+    """Returns what the looks may cost by default: with owners, the least of theirs."""
+    owners = job.privacy.owners
+    return job.privacy.epsilon if owners is None else owners.evaluation_epsilon()
+
+
 def _without_price(found: str, user: UserLevel | None) -> PlanError:
     if user is None or user.kind == "uls":
         return PlanError(f"{found}.", "Raise noise_multiplier, or lower sample_rate.")
@@ -224,9 +256,13 @@ def build_plan(job: JobSpec) -> tuple[Plan, float]:
     reserve = job.privacy.fault_reserve
     if reserve is None:
         reserve = default_fault_reserve(num_steps, interval, grant_size)
+    many = job.cluster.workers if job.privacy.mode == "sequential" else 1
     user, sigma = _user_level(job, sample_rate, num_steps + reserve)
+    owners = None
+    if job.privacy.owners is not None:
+        owners, sigma = _individualised(job, sample_rate, num_steps + reserve)
     if sigma is None:
-        sigma = _calibrated(job, sample_rate, num_steps + reserve, user)
+        sigma = _calibrated(job, sample_rate, many * (num_steps + reserve), user)
     phases = tuple(_phase(section, sigma) for section in training.phases)
     prepared = job.data.deduplicate != "none"
     fields: dict[str, Any] = {
@@ -237,13 +273,15 @@ def build_plan(job: JobSpec) -> tuple[Plan, float]:
         "phases": phases,
         "fault_reserve": reserve,
         "delta": job.privacy.delta,
-        "target_epsilon": job.privacy.epsilon,
+        "target_epsilon": _target(job),
         "num_shares": training.noise_shares or job.cluster.workers,
         "grant_size": grant_size,
         "checkpoint_interval": interval,
         "relation_domain": "prepared" if prepared else "raw",
         "job_digest": job_digest(job),
         "user": user,
+        "owners": owners,
+        "independent_workers": many,
     }
     plan = Plan(**fields)
     epsilon = epsilon_of(plan.event, plan.delta)
@@ -252,7 +290,7 @@ def build_plan(job: JobSpec) -> tuple[Plan, float]:
             f"noise_multiplier {sigma:g} leaves no finite epsilon", user
         )
     ends = [sum(p.num_steps for p in phases[: i + 1]) for i in range(len(phases))]
-    evaluation = _evaluation_plan(job, job.privacy.epsilon or epsilon, ends)
+    evaluation = _evaluation_plan(job, _look_target(job) or epsilon, ends)
     return Plan(**fields, evaluation=evaluation), epsilon
 
 
@@ -263,7 +301,7 @@ def build_job(job: JobSpec, base_dir: Path) -> BuiltJob:
         Envelope.priced(
             job.training_block,
             "training",
-            job.privacy.epsilon or epsilon,
+            plan.target_epsilon or epsilon,
             job.privacy.delta,
             plan.event,
         )

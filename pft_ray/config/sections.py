@@ -6,6 +6,7 @@ here and is public. Nothing is counted from private data.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,8 +23,10 @@ from pft_ray.config.base import (
     Rate,
     Section,
     Text,
+    exactly_one,
 )
 from pft_ray.config.consistency import check_consistent
+from pft_ray.config.owners import OwnersSection, check_mode
 from pft_ray.config.quantile import QuantileSection
 from pft_ray.data.spec import DataSpec, SplitSpec
 from pft_ray.errors import ConfigError
@@ -151,6 +154,11 @@ class PrivacySection(Section):
     unit: Literal["record", "user"] = Field(
         "record", description="Whose presence is hidden; user: a value of data.user."
     )
+    mode: Literal["central", "owners", "sequential"] = Field(
+        "central",
+        description="One mechanism; one epsilon an owner; or independent workers.",
+    )
+    owners: OwnersSection | None = Field(None, description="mode owners: who they are.")
     user_level: Literal["uls", "els", "auto"] | None = Field(
         None,
         description="unit user: sample users (uls) or records (els), or the one with "
@@ -188,7 +196,9 @@ class PrivacySection(Section):
 
     @model_validator(mode="after")
     def _one_of(self) -> PrivacySection:
-        _exactly_one("privacy", self, "epsilon", "noise_multiplier")
+        check_mode(self)
+        if self.mode != "owners":
+            exactly_one("privacy", self, "epsilon", "noise_multiplier")
         return self
 
 
@@ -281,7 +291,7 @@ class TrainingSection(Section):
 
     @model_validator(mode="after")
     def _one_of(self) -> TrainingSection:
-        _exactly_one("training", self, "batch_size", "sample_rate")
+        exactly_one("training", self, "batch_size", "sample_rate")
         names = [phase.name for phase in self.phases]
         if len(set(names)) != len(names):
             raise ConfigError(
@@ -370,6 +380,12 @@ class JobSpec(Section):
         check_consistent(self)
         return self
 
+    def data_spec(self, base_dir: Path) -> DataSpec:
+        """Returns the data section, resolved, with the column of owners."""
+        owners = self.privacy.owners
+        column = owners.field if owners is not None else None
+        return replace(self.data.spec(base_dir), owner=column)
+
     @property
     def num_steps(self) -> int:
         """T, the planned steps of all phases."""
@@ -385,12 +401,3 @@ class JobSpec(Section):
         """Name of the block that evaluation is charged to."""
         own = self.evaluation.block if self.evaluation else None
         return own or f"{self.data.registration}/validation"
-
-
-def _exactly_one(section: str, value: Section, first: str, second: str) -> None:
-    given = [name for name in (first, second) if getattr(value, name) is not None]
-    if len(given) != 1:
-        found = "both of" if given else "neither of"
-        raise ConfigError(
-            f"{section} has {found} {first} and {second}.", "Give exactly one of them."
-        )

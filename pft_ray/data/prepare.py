@@ -43,6 +43,8 @@ class Records:
         numbers: Place of each in the file, from 1, for the operator.
         targets: int64 (n,) class indices, or None.
         users: uint8 (n, 16), digest of the user of each; None without a user column.
+        owner_values: What decides the owner of each; None without owners.
+        owners: int64 (n,), number of the owner of each, once it is decided.
     """
 
     contents: tuple[Content, ...]
@@ -50,6 +52,8 @@ class Records:
     numbers: tuple[int, ...]
     targets: NDArray[np.int64] | None = None
     users: NDArray[np.uint8] | None = None
+    owner_values: tuple[str, ...] | None = None
+    owners: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.contents)
@@ -62,6 +66,10 @@ class Records:
             numbers=tuple(self.numbers[place] for place in places.tolist()),
             targets=None if self.targets is None else self.targets[places],
             users=None if self.users is None else self.users[places],
+            owner_values=None
+            if self.owner_values is None
+            else tuple(self.owner_values[place] for place in places.tolist()),
+            owners=None if self.owners is None else self.owners[places],
         )
 
 
@@ -177,4 +185,7 @@ def _records(
         numbers=tuple(record.number for record in records),
         targets=np.asarray(targets, dtype=np.int64) if labelled else None,
         users=user_digests(users, fingerprint_key) if spec.user else None,
+        owner_values=tuple(str(record.owner_value) for record in records)
+        if spec.owner
+        else None,
     )

@@ -62,6 +62,7 @@ class DataSpec:
         deduplicate: ``exact`` keeps one of several records of equal content, across
             units; ``beforehand`` says that the file was so prepared by others.
         format: File format; ``auto`` goes by the name.
+        owner: Column that decides the owner of a record, when owners are told apart.
     """
 
     path: Path
@@ -77,6 +78,7 @@ class DataSpec:
     max_length: int = 128
     deduplicate: Deduplicate = "none"
     format: Format = "auto"
+    owner: str | None = None
 
     def __post_init__(self) -> None:
         self._check_columns()
@@ -141,7 +143,10 @@ class DataSpec:
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that are read, each once, in a fixed order."""
-        named = (self.content_column, self.label, self.id, self.user, self.split_column)
+        named = (
+            *(self.content_column, self.label, self.id, self.user),
+            *(self.split_column, self.owner),
+        )
         return tuple(dict.fromkeys(name for name in named if name is not None))
 
     @property

@@ -139,6 +139,7 @@ def tokenize_table(
         if task == "classification"
         else _padded([row.loss or [] for row in rows], max_length, 0).astype(np.uint8),
         users=None if records.users is None else records.users[places],
+        owners=None if records.owners is None else records.owners[places],
     )
     num_truncated = sum(row.truncated for row in rows)
     return table, Dropped.from_pairs(faults, num_truncated)

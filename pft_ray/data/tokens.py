@@ -23,6 +23,7 @@ class TokenTable:
         loss_mask: uint8 (n, T), 1 where a token is predicted and counts in the
             loss, or None for classification.
         users: uint8 (n, 16), digest of the user of each, or None.
+        owners: int64 (n,), number of the owner of each, or None.
     """
 
     input_ids: NDArray[np.int32]
@@ -31,6 +32,7 @@ class TokenTable:
     targets: NDArray[np.int64] | None = None
     loss_mask: NDArray[np.uint8] | None = None
     users: NDArray[np.uint8] | None = None
+    owners: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -49,4 +51,5 @@ class TokenTable:
             targets=None if self.targets is None else self.targets[positions],
             loss_mask=None if self.loss_mask is None else self.loss_mask[positions],
             users=None if self.users is None else self.users[positions],
+            owners=None if self.owners is None else self.owners[positions],
         )

@@ -56,7 +56,7 @@ def unit_digests(
     """Returns one 16-byte digest for each record.
 
     With an id column: the keyed digest of the id. Without: of everything that the
-    job reads of the record (content, class, user, split field) and of a copy number
+    job reads of the record (content, class, user, split and owner) and of a copy number
     among records that are equal in all of it. Places in the file never enter.
 
     Args:
@@ -82,7 +82,10 @@ def unit_digests(
     rows = []
     copies: Counter[bytes] = Counter()
     for record in records:
-        parts = (record.content, record.target, record.user, record.split_value)
+        parts: list[Any] = [record.content, record.target]
+        parts += [record.user, record.split_value]
+        if spec.owner is not None:
+            parts.append(record.owner_value)
         raw = json.dumps(parts, ensure_ascii=True, separators=(",", ":")).encode()
         rows.append(
             keyed_digest(fingerprint_key, b"unit/content", raw, _copy(copies[raw]))

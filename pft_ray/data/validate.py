@@ -41,6 +41,7 @@ UNDECLARED_LABEL = "undeclared_label"
 MISSING_ID = "missing_id"
 MISSING_USER = "missing_user"
 MISSING_SPLIT_FIELD = "missing_split_field"
+MISSING_OWNER = "missing_owner"
 DUPLICATE = "duplicate"
 TEMPLATE_FAILED = "template_failed"
 TOKENIZER_FAILED = "tokenizer_failed"
@@ -117,6 +118,7 @@ class Record:
         id: Value of the id column.
         user: Value of the user column.
         split_value: Value that decides its block; None: the content does.
+        owner_value: Value that decides its owner; None: there are no owners.
     """
 
     number: int
@@ -125,6 +127,7 @@ class Record:
     id: str | None = None
     user: str | None = None
     split_value: str | None = None
+    owner_value: str | None = None
 
 
 def key_text(value: Any) -> str | None:
@@ -199,6 +202,7 @@ def validate_row(
         ("id", spec.id, MISSING_ID),
         ("user", spec.user, MISSING_USER),
         ("split_value", spec.split_column, MISSING_SPLIT_FIELD),
+        ("owner_value", spec.owner, MISSING_OWNER),
     ):
         values[name] = None if column is None else key_text(row[column])
         if column is not None and values[name] is None:

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 
-from pft_ray.errors import VoidStepError
+from pft_ray.errors import PlanError, VoidStepError
 from pft_ray.mechanisms import ShareHeader, check_headers
 from pft_ray.training.clip_norms import ClipNorms
+from pft_ray.training.owner_sums import clipped_by_owner
 from pft_ray.training.types import ClippedSum, NoisyShare, PrivateGrad
 
 if TYPE_CHECKING:
@@ -69,9 +70,11 @@ class StepKeys:
     Attributes:
         attempt: Number of the attempt.
         step: Planned step, counted from 0.
-        sample_key: Equal on all ranks.
+        sample_key: Equal on all ranks; empty where parts have keys of their own.
         shares: (share index, numerator) pairs of this rank.
         noise_keys: One key for each share.
+        part_keys: (number, sampling key) pairs of the owners that this rank serves, or
+            of the independent workers that it plays, and of no other.
     """
 
     attempt: int
@@ -79,6 +82,7 @@ class StepKeys:
     sample_key: bytes
     shares: tuple[tuple[int, int], ...]
     noise_keys: tuple[bytes, ...]
+    part_keys: tuple[tuple[int, bytes], ...] = ()
 
     def __repr__(self) -> str:
         return f"StepKeys(attempt={self.attempt}, step={self.step}, keys hidden)"
@@ -194,6 +198,7 @@ class PrivateStep:
     unit_digests: NDArray[np.uint8]
     collective: Collective
     last: tuple[int, int] = (-1, -1)
+    unit_owners: NDArray[np.int64] | None = None
     clip_norms: ClipNorms = field(init=False)
 
     def __post_init__(self) -> None:
@@ -219,8 +224,7 @@ class PrivateStep:
             )
         self.last = (keys.attempt, keys.step)
         index, phase = self.plan.phase_at(keys.step)
-        positions = self.mechanism.sample(keys.sample_key, self.unit_digests)
-        clipped = self.work.clipped_sum(positions, self.clip_norms.now[index])
+        clipped = self._clipped_sum(keys, self.clip_norms.now[index])
         self._check(keys, index, clipped.clip_norm)
         joint = None
         if phase.quantile is not None:
@@ -233,6 +237,34 @@ class PrivateStep:
             reduced, fraction = take_fraction(reduced, joint, self.plan)
         self.work.apply(finish(reduced, self.plan))
         self.clip_norms.made(index, fraction)
+
+    def _clipped_sum(self, keys: StepKeys, clip_norm: float) -> ClippedSum:
+        owners, digests = self.plan.owners, self.unit_digests
+        if self.plan.independent_workers > 1:
+            return self._independent_sums(keys, clip_norm)
+        if owners is None:
+            positions = self.mechanism.sample(keys.sample_key, digests)
+            return self.work.clipped_sum(positions, clip_norm)
+        numbers = self.unit_owners
+        if numbers is None or len(numbers) != len(digests):
+            raise PlanError("The plan has owners, and this rank's units have none.")
+        positions = self.mechanism.sample_owners(keys.part_keys, digests, numbers)
+        return clipped_by_owner(self.work, positions, clip_norm, numbers, owners)
+
+    def _independent_sums(self, keys: StepKeys, clip_norm: float) -> ClippedSum:
+        """Adds what each independent worker that this rank plays draws by itself.
+
+        Each of them has a whole share of noise, so what is reduced is a sum of
+        releases, one for each worker.
+        """
+        vector = None
+        for _, key in keys.part_keys:
+            positions = self.mechanism.sample(key, self.unit_digests)
+            part = self.work.clipped_sum(positions, clip_norm).vector
+            vector = part if vector is None else vector + part
+        if vector is None:
+            raise VoidStepError("This rank plays no independent worker.")
+        return ClippedSum(vector, clip_norm)
 
     def _check(self, keys: StepKeys, phase: int, clip_norm: float) -> None:
         header = ShareHeader(

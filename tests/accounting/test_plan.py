@@ -16,6 +16,7 @@ from pft_ray.accounting.events import (
     PoissonGaussian,
     Repeat,
 )
+from pft_ray.accounting.owners import Owner, Owners
 from pft_ray.accounting.plan import (
     EvaluationPlan,
     Phase,
@@ -97,6 +98,17 @@ OTHER_USERS = {
     "contribution": "sum",
 }
 OTHER["user"] = USERS
+OWNERS = Owners("sample", (Owner("a", 1150, 1.0, 0.05), Owner("b", 3000, 3.0, 0.15)))
+OTHER["owners"] = OWNERS
+OTHER["independent_workers"] = 2  # as many as PLAN has shares
+OWNER = {"size": 1150, "epsilon": 1.0, "sample_rate": 0.05, "clip_scale": 0.9}
+OTHER_OWNER = {
+    "name": "c",
+    "size": 1151,
+    "epsilon": 1.1,
+    "sample_rate": 0.06,
+    "clip_scale": 0.5,
+}
 
 RECORD_PLANS = st.builds(
     Plan,
@@ -146,6 +158,38 @@ PLANS = RECORD_PLANS | st.builds(
         contribution=st.sampled_from(["mean", "sum"]),
     ),
 )
+
+
+PLANS |= st.builds(
+    lambda plan, size, rates: dataclasses.replace(
+        plan,
+        size=size + 1,
+        owners=Owners(
+            "sample", (Owner("a", 1, 1.0, rates[0]), Owner("b", size, 2.0, rates[1]))
+        ),
+    ),
+    RECORD_PLANS,
+    st.integers(1, 10**6),
+    st.tuples(st.floats(1e-6, 1.0), st.floats(1e-6, 1.0)),
+)
+
+
+@pytest.mark.parametrize("name", OTHER_OWNER)
+def test_digest_changes_with_each_field_of_an_owner(name):
+    """By scale, so that a clip scale may differ; sizes of the plan follow."""
+
+    def plan(**change):
+        owners = Owners(
+            "scale",
+            (
+                Owner(**({"name": "a", **OWNER} | change)),
+                Owner("b", 3000, 3.0, change.get("sample_rate", 0.05), 1.2),
+            ),
+        )
+        return dataclasses.replace(PLAN, size=owners.size, owners=owners)
+
+    assert set(OTHER_OWNER) == {field.name for field in dataclasses.fields(Owner)}
+    assert plan(**{name: OTHER_OWNER[name]}).digest != plan().digest
 
 
 def test_the_cases_below_cover_every_field():

@@ -109,7 +109,7 @@ def test_nothing_about_the_course_of_a_run_can_be_told():
         "run_id", "job_name", "plan", "epsilon_by_accountant", "blocks",
         "training_block", "looks", "workers", "public", "reservation_sequence",
         "reservation_root", "model", "registration", "curve",
-        "user_column", "last_clip_norms",
+        "user_column", "last_clip_norms", "num_colluding",
     }  # fmt: skip
     assert {field.name for field in dataclasses.fields(BlockLine)} == {
         "name", "role", "epsilon", "delta", "run_epsilon", "run_delta",

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 
+from pft_ray.accounting.owners import Owner, Owners
 from pft_ray.crypto import new_token
 from pft_ray.errors import (
     AttemptClosedError,
@@ -55,6 +56,21 @@ def test_ranks_share_one_charge_and_have_equal_sampling_and_distinct_noise_keys(
     assert len(set(noise)) == len(noise) == 6
     shares = [pair for r in (first, second) for pair in r.steps[0].shares]
     assert sorted(shares) == [(0, 1), (1, 1)]
+
+
+def test_with_owners_each_rank_gets_the_sampling_keys_of_its_own_alone(tmp_path):
+    members = (Owner("a", 100, 2.0, 0.1), Owner("b", 300, 4.0, 0.2))
+    run = reserve(tmp_path, owners=Owners("sample", members))
+    coordinator = run.coordinator()
+    attempt = coordinator.open_attempt([A, B], 0, "start")
+    first = coordinator.request(attempt, 0, A, 0, 3).steps
+    second = coordinator.request(attempt, 1, B, 0, 3).steps
+    assert [[owner for owner, _ in step.part_keys] for step in first] == [[0]] * 3
+    assert [[owner for owner, _ in step.part_keys] for step in second] == [[1]] * 3
+    keys = [key for step in (*first, *second) for _, key in step.part_keys]
+    keys += [key for step in (*first, *second) for key in step.noise_keys]
+    assert len(set(keys)) == 12
+    assert {step.sample_key for step in (*first, *second)} == {b""}
 
 
 def test_the_same_request_again_gets_the_same_grant_and_no_new_charge(run):

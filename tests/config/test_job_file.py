@@ -131,7 +131,8 @@ def sections(model=JobSpec, place=()):
     for name, field in model.model_fields.items():
         for part in (field.annotation, *getattr(field.annotation, "__args__", ())):
             if isinstance(part, type) and issubclass(part, BaseModel):
-                inner = (*place, name, 0) if name == "phases" else (*place, name)
+                many = name in ("phases", "members")
+                inner = (*place, name, 0) if many else (*place, name)
                 yield from sections(part, inner)
 
 
@@ -143,6 +144,7 @@ def test_every_section_is_found():
     assert names == {
         *("", "data", "data.split", "model", "model.lora", "privacy"),
         *("training", "training.phases.0", "training.phases.0.quantile"),
+        *("privacy.owners", "privacy.owners.members.0"),
         *("evaluation", "cluster", "ledger"),
     }
 
@@ -151,6 +153,10 @@ def with_key(place, key):
     """The tiny job with one key more in a section."""
     job = job_dict(ledger={"url": "x.db"})
     job["training"]["phases"][0] |= {"clipping": "adaptive", "quantile": {}}
+    if "owners" in place:
+        job["privacy"] = {"mode": "owners", "owners": {"field": "sender"}}
+        members = [{"name": n, "size": 150, "epsilon": 2.0} for n in "ab"]
+        job["privacy"]["owners"]["members"] = members
     target = job
     for part in place:
         target = target[part]

@@ -1,0 +1,32 @@
+"""What a report says when workers are not one mechanism with one epsilon."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pft_ray.accounting.owner_calibration import owner_rows
+from pft_ray.assurance.wording import owners_note
+
+if TYPE_CHECKING:
+    from pft_ray.accounting.plan import Plan
+
+
+def mode_fields(plan: Plan, workers: int, num_colluding: int) -> dict[str, Any]:
+    """Returns what a unit of each owner may lose, or how many workers are independent.
+
+    Args:
+        plan: The run's plan.
+        workers: Declared number of workers.
+        num_colluding: Owners that put together what they know.
+
+    Returns:
+        Nothing when the plan has one mechanism with one epsilon.
+    """
+    if plan.independent_workers > 1:
+        return {"independent_workers": plan.independent_workers}
+    owners = plan.owners
+    if owners is None:
+        return {}
+    rows = owner_rows(plan, num_workers=workers, num_colluding=num_colluding)
+    note = owners_note(plan.unit, owners.method, num_colluding)
+    return {"owners": rows, "owners_note": note}
