@@ -7,14 +7,15 @@ from typing import Annotated, Any
 
 import typer
 
-from pft_ray.cli import examples, render
+from pft_ray.cli import budget_files, examples, render
 from pft_ray.cli.options import JobArgument, JsonOption, LedgerOption, SetOption
 from pft_ray.errors import InputError
 
 _BAR = 16
+_MAX_RUNS = 40
 
 app = typer.Typer(
-    help="Privacy budgets: create, show, history, verify, release.",
+    help="Privacy budgets: create them, see what is left, prove that nothing is lost.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -22,9 +23,11 @@ app = typer.Typer(
 
 def _open(url: str | None) -> Any:
     from pft_ray.ledger import Ledger
-    from pft_ray.ledger.home import keys_dir, ledger_location
+    from pft_ray.ledger.home import events_file, keys_dir, ledger_location
 
-    return Ledger.open(ledger_location(url), keys_dir=keys_dir(), create=False)
+    opened = Ledger.open(ledger_location(url), keys_dir=keys_dir(), create=False)
+    opened.observers.subscribe(events_file())
+    return opened
 
 
 @app.command(epilog=examples.CREATE)
@@ -86,13 +89,28 @@ def show(
     block: Annotated[
         str | None, typer.Argument(metavar="BLOCK", help="One block only.")
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw the block's burn-down here (.svg, .png or .pdf)."),
+    ] = None,
     ledger: LedgerOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show each block's budget: total, reserved, used, left."""
+    """Show each block's budget: total, reserved, used, left; and its burn-down."""
+    from pft_ray.assurance.burn_down import burn_down, check_plot, write_plot
+
+    if plot is not None and block is None:
+        raise InputError("--plot is given without a block.", "Name the block, too.")
+    if plot is not None:
+        check_plot(plot)
     opened = _open(ledger)
     blocks = opened.blocks() if block is None else [opened.block_status(block)]
     rows = [status.to_dict() for status in blocks]
+    if block is not None:
+        steps = burn_down(blocks[0], opened.runs())
+        rows[0]["burn_down"] = [step.to_dict() for step in steps]
+        if plot is not None:
+            write_plot(plot, blocks[0], steps)
     if as_json:
         render.print_json({"blocks": rows})
         return
@@ -147,6 +165,19 @@ def _show_one(row: dict[str, Any]) -> None:
     if row["num_non_private"]:
         rows.append(("non-private runs", row["num_non_private"]))
     render.print_facts([*rows, ("burn-down", _bar(row))])
+    if row["burn_down"]:
+        render.print_table(
+            ["after run", "took", "left", ""],
+            [
+                [
+                    step["run_id"],
+                    f"{step['epsilon']:g}" + ("" if step["is_used"] else " (reserved)"),
+                    f"{step['left']:g}",
+                    "#" * round(_BAR * step["left"] / row["epsilon"]),
+                ]
+                for step in row["burn_down"][-_MAX_RUNS:]
+            ],
+        )
 
 
 @app.command(epilog=examples.HISTORY)
@@ -200,8 +231,8 @@ def verify(
     """
     from pft_ray.assurance.claims import check_reports, collect_claims
     from pft_ray.crypto import load_or_create_key
-    from pft_ray.ledger import KEY_FILE
-    from pft_ray.ledger.home import keys_dir, ledger_location
+    from pft_ray.ledger import KEY_FILE, Observers
+    from pft_ray.ledger.home import events_file, keys_dir, ledger_location
     from pft_ray.ledger.verify import verify as verify_ledger
 
     if runs is not None and not runs.is_dir():
@@ -213,7 +244,11 @@ def verify(
     anchors = collect_claims(folder)
     key_file = keys_dir() / KEY_FILE
     key = load_or_create_key(key_file) if key_file.exists() else None
-    result = verify_ledger(ledger_location(ledger), anchors, fingerprint_key=key)
+    observers = Observers()
+    observers.subscribe(events_file())
+    result = verify_ledger(
+        ledger_location(ledger), anchors, fingerprint_key=key, observers=observers
+    )
     num_reports = check_reports(folder, result)
     if as_json:
         checked = {
@@ -261,3 +296,7 @@ def release(
         render.console().print(
             f"Block {block.name}: {block.remaining_epsilon:g} left.", markup=False
         )
+
+
+app.command(epilog=examples.EXPORT_LEDGER)(budget_files.export)
+app.command("import-check", epilog=examples.IMPORT_CHECK)(budget_files.import_check)

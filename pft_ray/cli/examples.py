@@ -38,7 +38,13 @@ CREATE = _lines(
     "pft budget create job.yaml --runs 10",
     "pft budget create job.yaml --epsilon 8 --delta 1e-4",
 )
-SHOW = _lines("pft budget show", "pft budget show tickets/train --json")
+SHOW = _lines(
+    "pft budget show",
+    "pft budget show tickets/train --plot burn-down.svg",
+    "pft budget show tickets/train --json",
+)
 HISTORY = _lines("pft budget history --run RUN --limit 200")
 VERIFY = _lines("pft budget verify", "pft budget verify --runs /srv/runs --json")
+EXPORT_LEDGER = _lines("pft budget export /backup/ledger-2026-11.jsonl")
+IMPORT_CHECK = _lines("pft budget import-check /backup/ledger-2026-11.jsonl")
 RELEASE = _lines("pft budget release RUN")

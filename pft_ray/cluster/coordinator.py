@@ -22,7 +22,14 @@ from pft_ray.errors import (
     GrantRefusedError,
     RunFailedError,
 )
-from pft_ray.ledger import Ledger, Position, read_anchors, write_anchor
+from pft_ray.ledger import (
+    BudgetEvent,
+    Ledger,
+    Position,
+    read_anchors,
+    write_anchor,
+)
+from pft_ray.telemetry import EventFile
 from pft_ray.training.loop import GrantReply, LookReply
 
 if TYPE_CHECKING:
@@ -36,12 +43,13 @@ _ALL = 1 << 40
 
 @dataclass(frozen=True)
 class CoordinatorConfig:
-    """Where a coordinator finds its ledger and leaves its anchor."""
+    """Where a coordinator finds its ledger, leaves its anchor and tells of charges."""
 
     ledger_url: str = field(repr=False)
     keys_dir: str
     run_id: str
     anchor_path: str
+    events_path: str = ""
 
 
 @dataclass
@@ -78,6 +86,8 @@ class Coordinator:
         self._ledger = Ledger.open(
             config.ledger_url, keys_dir=Path(config.keys_dir), create=False
         )
+        if config.events_path:
+            self._ledger.observers.subscribe(EventFile(Path(config.events_path)))
         self._require_anchor()
         self._epoch = self._ledger.take_epoch(config.run_id)
         self._ledger_id = self._ledger.ledger_id
@@ -247,6 +257,8 @@ class Coordinator:
         left = self._plan.num_steps_max - self._num_charged
         stop = min(stop, start + left)
         if stop <= start:
+            used_up = {"run_id": self._config.run_id, "charged": self._num_charged}
+            self._ledger.observers.tell([BudgetEvent("exhausted", used_up)])
             raise BudgetExhausted("The run's allowance of steps is used up.")
         nonce = derive_key(token, "nonce", current.number, start, stop)[:16].hex()
         position = self._ledger.charge_steps(

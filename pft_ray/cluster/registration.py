@@ -11,7 +11,7 @@ from pft_ray.data.prepare import prepare_data
 from pft_ray.errors import InputError
 from pft_ray.ledger import BlockSpec, Ledger
 from pft_ray.ledger.budget import block_delta_units, block_epsilon_units
-from pft_ray.ledger.home import keys_dir, ledger_location
+from pft_ray.ledger.home import events_file, keys_dir, ledger_location
 from pft_ray.ledger.postgres_url import redacted
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def create_budget(
         else ledger_location(job.ledger.url, built.base_dir)
     )
     opened = Ledger.open(location, keys_dir=keys_dir(), create=True)
+    opened.observers.subscribe(events_file())
     _check_existing(opened, blocks)
     prepared = prepare_data(job.data_spec(built.base_dir), opened.fingerprint_key())
     registered = opened.register_dataset(

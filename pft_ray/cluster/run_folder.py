@@ -11,10 +11,14 @@ from typing import IO, TYPE_CHECKING, Any
 
 from pft_ray.assurance.claims import CHECKPOINTS
 from pft_ray.errors import PftError, ResumeError
+from pft_ray.telemetry import EventFile
 from pft_ray.training.headers import read_whole, write_file
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+EVENTS_FILE = "events.jsonl"
 
 
 def new_run_id(name: str) -> str:
@@ -39,6 +43,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Folder of registered checkpoints."""
         return self.path / CHECKPOINTS
+
+    @property
+    def events(self) -> EventFile:
+        """The file of this run's events; a ledger can be told to write there, too."""
+        return EventFile(self.path / EVENTS_FILE)
 
     def acquire(self) -> None:
         """Creates the folder if needed and locks it for this process.
@@ -91,11 +100,7 @@ class RunFolder:
 
     def log_event(self, kind: str, **fields: Any) -> None:
         """Appends an operator's event to events.jsonl (mode 0600)."""
-        event = {"time": round(time.time(), 3), "event": kind, **fields}
-        path = self.path / "events.jsonl"
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        with os.fdopen(descriptor, "a") as file:
-            file.write(json.dumps(event) + "\n")
+        self.events.write({"event": kind, **fields})
 
     def checkpoint_folders(self) -> list[Path]:
         """Returns every checkpoint folder that has a header, in no order."""

@@ -18,7 +18,12 @@ from pft_ray.cluster.coordinator import Coordinator, CoordinatorConfig
 from pft_ray.cluster.fit import FitOutcome, fit_workers
 from pft_ray.cluster.inputs import check_inputs
 from pft_ray.cluster.local import check_placement, ray_cluster
-from pft_ray.cluster.run_folder import RunFolder, latest_checkpoint, new_run_id
+from pft_ray.cluster.run_folder import (
+    EVENTS_FILE,
+    RunFolder,
+    latest_checkpoint,
+    new_run_id,
+)
 from pft_ray.cluster.summary import write_results
 from pft_ray.config import BuiltJob, JobSpec, build_job, load_job
 from pft_ray.errors import BudgetError, PftError, ResumeError
@@ -209,8 +214,9 @@ class PrivateTrainer:
 
     def _reserve(self, ledger: Ledger, folder: RunFolder) -> None:
         folder.write_json("plan.json", plan_document(self.built))
+        leave = ledger.observers.subscribe(folder.events)
         ledger.reserve(folder.run_id, self.built.plan, self.built.envelopes)
-        folder.log_event("reserved", run_id=folder.run_id)
+        leave()
 
     def _drive(
         self, ledger: Ledger, folder: RunFolder, started: float, *, resumed: bool
@@ -225,6 +231,7 @@ class PrivateTrainer:
             str(keys_dir()),
             folder.run_id,
             str(self.built.output_dir / ANCHOR_FILE),
+            str(folder.path / EVENTS_FILE),
         )
         actor = start_coordinator(config, self.coordinator_class)
         try:

@@ -9,6 +9,7 @@ from pft_ray.ledger.bodies import BlockSpec
 from pft_ray.ledger.budget import Envelope
 from pft_ray.ledger.entries import SCHEMA_VERSION, Entry, Position
 from pft_ray.ledger.ledger import Ledger
+from pft_ray.ledger.observers import BudgetEvent, Observers
 from pft_ray.ledger.records import FINAL_STATUSES, Dataset
 from pft_ray.ledger.registration import KEY_FILE, dataset_commitment
 from pft_ray.ledger.state import LedgerState, apply
@@ -22,11 +23,13 @@ __all__ = [
     "Anchor",
     "BlockSpec",
     "BlockStatus",
+    "BudgetEvent",
     "Dataset",
     "Entry",
     "Envelope",
     "Ledger",
     "LedgerState",
+    "Observers",
     "Position",
     "RunStatus",
     "Verification",

@@ -13,8 +13,14 @@ import threading
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
-from pft_ray.errors import LedgerBehindError, LedgerError, VerificationError
+from pft_ray.errors import (
+    LedgerBehindError,
+    LedgerError,
+    PftError,
+    VerificationError,
+)
 from pft_ray.ledger.entries import Body, Entry, make_entry
+from pft_ray.ledger.observers import Observers, events_of, refusal, spent_of
 from pft_ray.ledger.state import LedgerState, advance, check, replay_row
 
 if TYPE_CHECKING:
@@ -33,6 +39,7 @@ class Chain:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self.observers = Observers()
         self._state = LedgerState()
         self._lock = threading.RLock()
         self._process = os.getpid()
@@ -90,19 +97,39 @@ class Chain:
             PftError: Whatever ``build``, the rules or the store refuse. The state is
                 then what the store holds.
         """
-        with self._locked():
-            with self.store.transaction():
-                self._catch_up()
-                body = build(self._state)
-                if body is None:
+        try:
+            with self._locked():
+                entry = self._append(kind, build, also)
+                if entry is None:
                     return None
-                check(self._state, kind, body)
-                entry = make_entry(self._state.position, kind, body)
-                self.store.insert(entry)
-                if also is not None:
-                    also(self._state)
-            advance(self._state, entry)
-            return entry
+                before = spent_of(self._state, entry) if self.observers else {}
+                advance(self._state, entry)
+                told = events_of(entry, self._state, before) if self.observers else []
+        except PftError as error:
+            event = refusal(kind, error)
+            self.observers.tell([event] if event is not None else [])
+            raise
+        # Nobody is told under the lock: a subscriber may ask the ledger.
+        self.observers.tell(told)
+        return entry
+
+    def _append(
+        self,
+        kind: str,
+        build: Callable[[LedgerState], Body | None],
+        also: Callable[[LedgerState], None] | None,
+    ) -> Entry | None:
+        with self.store.transaction():
+            self._catch_up()
+            body = build(self._state)
+            if body is None:
+                return None
+            check(self._state, kind, body)
+            entry = make_entry(self._state.position, kind, body)
+            self.store.insert(entry)
+            if also is not None:
+                also(self._state)
+        return entry
 
     def _catch_up(self) -> None:
         """Applies the rows after the state's position; the one there must be ours."""

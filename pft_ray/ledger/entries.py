@@ -115,6 +115,7 @@ class Entry:
             "sequence": self.sequence,
             "kind": self.kind,
             "body": self.body,
+            "previous": self.previous,
             "hash": self.hash,
         }
 

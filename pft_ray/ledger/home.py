@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pft_ray.telemetry import EventFile
+
 
 def pft_home() -> Path:
     """Returns ``$PFT_HOME``, by default the user's data folder for pft_ray."""
@@ -13,6 +15,11 @@ def pft_home() -> Path:
         return Path(named).expanduser().resolve()
     data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
     return Path(data).expanduser().resolve() / "pft_ray"
+
+
+def events_file() -> EventFile:
+    """Returns the file that is told of what is done to budgets outside of runs."""
+    return EventFile(pft_home() / "events.jsonl")
 
 
 def keys_dir() -> Path:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from pft_ray.ledger.anchor import Anchor
     from pft_ray.ledger.chain import Chain
+    from pft_ray.ledger.observers import Observers
     from pft_ray.ledger.records import Dataset
     from pft_ray.ledger.store import Source
 
@@ -32,6 +33,11 @@ class LedgerReader:
 
     def __init__(self, chain: Chain) -> None:
         self._chain = chain
+
+    @property
+    def observers(self) -> Observers:
+        """Who is told of what this object charges and is refused."""
+        return self._chain.observers
 
     @property
     def source(self) -> Source:

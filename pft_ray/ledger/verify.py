@@ -20,6 +20,7 @@ from pft_ray.errors import (
 from pft_ray.ledger.anchor import check_anchor
 from pft_ray.ledger.budget import envelope_epsilon_units
 from pft_ray.ledger.entries import bad_row
+from pft_ray.ledger.observers import BudgetEvent
 from pft_ray.ledger.opening import ledger_source, open_for_reading
 from pft_ray.ledger.reader import LedgerReader
 from pft_ray.ledger.registration import packed_commitment, require_key
@@ -32,8 +33,9 @@ if TYPE_CHECKING:
 
     from pft_ray.accounting.events import Event
     from pft_ray.ledger.anchor import Anchor
+    from pft_ray.ledger.observers import Observers
     from pft_ray.ledger.records import Run
-    from pft_ray.ledger.store import Store
+    from pft_ray.ledger.store import Source, Store
 
     PriceFunction = Callable[[Event, float], float]
 
@@ -101,6 +103,7 @@ def verify(
     *,
     epsilon: PriceFunction | None = None,
     fingerprint_key: bytes | None = None,
+    observers: Observers | None = None,
 ) -> Verification:
     """Verifies a ledger: structure, hash chain, every transition, every price.
 
@@ -110,6 +113,7 @@ def verify(
         epsilon: Prices (event, delta); default: the PLD accountant.
         fingerprint_key: With it, the fingerprints are checked against the
             commitments.
+        observers: Who is told the outcome; default: those of an open ledger.
 
     Raises:
         LedgerBehindError: The ledger lacks an anchor's position.
@@ -118,10 +122,28 @@ def verify(
         LedgerError: The file is no ledger, or a newer version wrote it.
     """
     if isinstance(ledger, LedgerReader):
-        source = ledger.source
+        source, observers = ledger.source, observers or ledger.observers
     else:
         source = ledger_source(ledger)
-    anchors = list(anchors)
+    try:
+        found = _verify(source, list(anchors), epsilon, fingerprint_key)
+    except VerificationError as error:
+        if observers is not None:
+            fields = {"code": error.code, **error.details}
+            observers.tell([BudgetEvent("verification_failed", fields)])
+        raise
+    if observers is not None:
+        fields = {"root": found.root, "words": found.words}
+        observers.tell([BudgetEvent("verified", fields, found.num_entries)])
+    return found
+
+
+def _verify(
+    source: Source,
+    anchors: list[Anchor],
+    epsilon: PriceFunction | None,
+    fingerprint_key: bytes | None,
+) -> Verification:
     with closing(open_for_reading(source, _TIMEOUT_S)) as store:
         # One transaction: all that is read belongs to one moment of the ledger.
         store.begin_reading()
@@ -139,7 +161,7 @@ def verify(
         num_entries=state.sequence,
         root=state.root,
         num_reservations=state.num_reservations,
-        runs=_check_runs(state, epsilon or _pld),
+        runs=check_runs(state, epsilon),
         words=_words(anchors),
     )
 
@@ -238,8 +260,19 @@ def _check_fingerprints(store: Store, state: LedgerState, key: bytes | None) -> 
             )
 
 
-def _check_runs(state: LedgerState, epsilon: PriceFunction) -> tuple[RunCheck, ...]:
-    price = cache(epsilon)
+def check_runs(
+    state: LedgerState, epsilon: PriceFunction | None = None
+) -> tuple[RunCheck, ...]:
+    """Prices all runs of a state anew, except those that were given back.
+
+    Args:
+        state: A replayed state.
+        epsilon: Prices (event, delta); default: the PLD accountant.
+
+    Raises:
+        VerificationError: A run costs more than its envelope; its row is named.
+    """
+    price = cache(epsilon or _pld)
     return tuple(
         _check_run(state, run, price)
         for run in state.runs.values()

@@ -69,6 +69,8 @@ COMMANDS = [
     ["budget", "show"],
     ["budget", "history"],
     ["budget", "verify"],
+    ["budget", "export", "ledger.jsonl"],
+    ["budget", "import-check", "ledger.jsonl"],
     ["runs"],
     ["report", "run", "--runs", "elsewhere"],
 ]
