@@ -40,15 +40,14 @@ UserKind = Literal["uls", "els"]
 Contribution = Literal["mean", "sum"]
 
 
+_CANONICAL = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+)
+
+
 def canonical_json(value: Any) -> bytes:
     """Returns the one byte form of a JSON value: sorted keys, no spaces, no NaN."""
-    return json.dumps(
-        value,
-        sort_keys=True,
-        separators=(",", ":"),
-        ensure_ascii=False,
-        allow_nan=False,
-    ).encode()
+    return _CANONICAL.encode(value).encode()
 
 
 def default_interval(num_steps: int) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import operator
+import struct
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ from pft_ray.errors import InputError, VerificationError
 SCHEMA_VERSION = 1
 GENESIS_PREVIOUS = "0" * 64
 _DOMAIN = b"pft-ray/ledger/1"
+_LENGTH = struct.Struct(">Q")
+_read_json = json.JSONDecoder().scan_once
 _MAX_LABEL = 200
 _MAX_INTEGER = 2**63 - 1
 
@@ -130,16 +133,13 @@ class Entry:
 
 def entry_hash(previous: str, sequence: int, kind: str, text: str) -> str:
     """Returns the hash of an entry as hex (SHA-256, FIPS 180-4)."""
-    digest = hashlib.sha256(_DOMAIN)
-    for part in (
-        previous.encode(),
-        sequence.to_bytes(8, "big"),
-        kind.encode(),
-        text.encode(),
-    ):
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
-    return digest.hexdigest()
+    before, name, body = previous.encode(), kind.encode(), text.encode()
+    pack = _LENGTH.pack
+    parts = (
+        *(_DOMAIN, pack(len(before)), before, pack(8), pack(sequence)),
+        *(pack(len(name)), name, pack(len(body)), body),
+    )
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def make_entry(position: Position, kind: str, body: Body) -> Entry:
@@ -175,13 +175,16 @@ def read_entry(row: tuple[Any, ...]) -> Entry:
     Raises:
         VerificationError: The row holds no text or no JSON; the message names it.
     """
-    sequence, *raw = row
+    sequence, kind, body, previous, stored = row
     try:
-        kind, text, previous, stored = (part.decode() for part in raw)
-        body = json.loads(text)
-    except (AttributeError, UnicodeDecodeError, ValueError, RecursionError):
+        text = body.decode()
+        # What follows the value, if anything, is not canonical: check_link finds it.
+        value, _ = _read_json(text, 0)
+        return Entry(
+            sequence, kind.decode(), value, text, previous.decode(), stored.decode()
+        )
+    except (AttributeError, ValueError, RecursionError, StopIteration):
         raise bad_row(sequence, "was altered: it is not text and JSON") from None
-    return Entry(sequence, kind, body, text, previous, stored)
 
 
 def check_link(entry: Entry, position: Position) -> None:
