@@ -18,6 +18,8 @@ NAMES = (
     "plan",
     "sampler",
     "ledger",
+    "ledger_growth",
+    "ledger_load",
     "clipping",
     "engine",
     "scaling",

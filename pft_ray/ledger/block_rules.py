@@ -249,6 +249,8 @@ def advance_reserve(state: LedgerState, entry: Entry) -> None:
         block = state.blocks[envelope.block]
         block.reserved_epsilon_units += envelope.epsilon_units
         block.reserved_delta_units += envelope.delta_units
+    for name in {envelope.block for envelope in envelopes}:
+        state.blocks[name].num_reservations += 1
     state.num_reservations += 1
     state.runs[body["run_id"]] = Run(
         run_id=body["run_id"],
@@ -287,6 +289,8 @@ def advance_release_reservation(state: LedgerState, entry: Entry) -> None:
         block = state.blocks[envelope.block]
         block.reserved_epsilon_units -= envelope.epsilon_units
         block.reserved_delta_units -= envelope.delta_units
+    for name in {envelope.block for envelope in run.envelopes}:
+        state.blocks[name].num_reservations -= 1
     run.close_attempt()
     run.status = "released"
 

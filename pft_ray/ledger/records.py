@@ -54,6 +54,7 @@ class Block:
     reserved_delta_units: int = 0
     used_epsilon_units: int = 0
     used_delta_units: int = 0
+    num_reservations: int = 0
     num_non_private: int = 0
 
     @property

@@ -102,10 +102,7 @@ def block_status(state: LedgerState, block: Block) -> BlockStatus:
         reserved_delta=delta_value(block.reserved_delta_units),
         used_delta=delta_value(block.used_delta_units),
         remaining_delta=delta_value(block.remaining_delta_units),
-        num_reservations=sum(
-            state.runs[run_id].status != "released"
-            for run_id in run_ids_of(state, block.name)
-        ),
+        num_reservations=block.num_reservations,
         num_non_private=block.num_non_private,
         overlapping=tuple(
             other.name
