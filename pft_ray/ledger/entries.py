@@ -24,7 +24,7 @@ SCHEMA_VERSION = 1
 GENESIS_PREVIOUS = "0" * 64
 _DOMAIN = b"pft-ray/ledger/1"
 _LENGTH = struct.Struct(">Q")
-_read_json = json.JSONDecoder().scan_once
+_read_json = json.JSONDecoder().raw_decode
 _MAX_LABEL = 200
 _MAX_INTEGER = 2**63 - 1
 
@@ -179,11 +179,11 @@ def read_entry(row: tuple[Any, ...]) -> Entry:
     try:
         text = body.decode()
         # What follows the value, if anything, is not canonical: check_link finds it.
-        value, _ = _read_json(text, 0)
+        value, _ = _read_json(text)
         return Entry(
             sequence, kind.decode(), value, text, previous.decode(), stored.decode()
         )
-    except (AttributeError, ValueError, RecursionError, StopIteration):
+    except (AttributeError, ValueError, RecursionError):
         raise bad_row(sequence, "was altered: it is not text and JSON") from None
 
 
