@@ -115,7 +115,7 @@ def _price_numbers(numbers: dict[str, Any]) -> dict[str, Any]:
             num_steps=priced.num_steps_max,
         )
         priced = replace(priced, noise_multiplier=sigma)
-    return _result(priced)
+    return _result(priced) | (_reserve_price(priced) if priced.fault_reserve else {})
 
 
 def _check_numbers(numbers: dict[str, Any]) -> None:
@@ -206,7 +206,6 @@ def _compared(built: Any) -> dict[str, Any]:
 
 
 def _price_job(job: Path, overrides: list[str], ledger: str | None) -> dict[str, Any]:
-    from pft_ray.accounting.curves import price_of_reserve
     from pft_ray.config import build_job, load_job
 
     spec = load_job(job, overrides)
@@ -226,18 +225,26 @@ def _price_job(job: Path, overrides: list[str], ledger: str | None) -> dict[str,
         | quantile_fields(p, built.plan)
         for p in built.plan.phases
     ]
-    price = price_of_reserve(built.plan)
-    result["reserve_price"] = {
-        "with_reserve": price.with_reserve,
-        "without_reserve": price.without_reserve,
-        "relative": price.extra_noise,
-    }
-    result |= _compared(built)
+    result |= _reserve_price(built.plan) | _compared(built)
     result |= owner_fields(built) | sequential_fields(built)
     result["num_shares"] = built.plan.num_shares
     result["plan_digest"] = built.plan.digest
     result["blocks"] = _blocks(built, ledger)
     return result
+
+
+def _reserve_price(plan_value: Any) -> dict[str, Any]:
+    """What the fault reserve costs in noise, at the plan's epsilon."""
+    from pft_ray.accounting.curves import price_of_reserve
+
+    price = price_of_reserve(plan_value)
+    return {
+        "reserve_price": {
+            "with_reserve": price.with_reserve,
+            "without_reserve": price.without_reserve,
+            "relative": price.extra_noise,
+        }
+    }
 
 
 def _blocks(built: Any, ledger: str | None) -> list[dict[str, Any]]:
