@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pft_ray.ledger import Verification
+    from pft_ray.ledger.verify import RunCheck
 
 ANCHOR_FILE = "anchor.json"
 CHECKPOINTS = "checkpoints"
@@ -82,8 +83,29 @@ def check_reports(output_dir: Path, verification: Verification) -> int:
                     f"{report.get(name)!r}; the plan in the ledger has {value!r}.",
                     "The report was edited or belongs to another ledger.",
                 )
+        _check_owners(report, run, path.parent.name)
         agreed += 1
     return agreed
+
+
+def _check_owners(report: dict[str, Any], run: RunCheck, name: str) -> None:
+    """Checks that each owner's line states what the events of its account give."""
+    accounts = {e.block: e for e in run.envelopes if e.owner is not None}
+    rows = report.get("owners", [])
+    stated = {row.get("block"): row for row in rows} if isinstance(rows, list) else {}
+    for block, account in accounts.items():
+        row = stated.get(block, {})
+        if (
+            row.get("name") != account.owner
+            or not _is_near(row.get("epsilon"), account.epsilon)
+            or not _is_near(row.get("delta"), account.delta)
+        ):
+            raise VerificationError(
+                f"report.json of {name} states of owner {account.owner!r} epsilon "
+                f"{row.get('epsilon')}; the events in the ledger give "
+                f"{account.epsilon:.6g}.",
+                "The report was edited or belongs to another ledger.",
+            )
 
 
 def _is_near(stated: Any, derived: float) -> bool:

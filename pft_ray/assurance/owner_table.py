@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pft_ray.assurance.markup import Markup
 
 _HEADS = ["owner", "units n", "ε", "ε against owners", "rate q", "clip norm C"]
+_HEADS += ["account"]
 
 
 def owner_table(report: dict[str, Any]) -> list[Markup]:
@@ -28,6 +29,7 @@ def owner_table(report: dict[str, Any]) -> list[Markup]:
                 "–" if against is None else round_up(against, 4),
                 f"{owner['sample_rate']:.6g}",
                 ", ".join(f"{norm:.6g}" for norm in owner["clip_norms"]),
+                owner["block"],
             ]
         )
     return [

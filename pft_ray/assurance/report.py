@@ -13,7 +13,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from pft_ray import __version__
-from pft_ray.accounting.accountants import epsilon as epsilon_of
+from pft_ray.assurance.block_prices import (
+    TRAINING,
+    block_key,
+    block_prices,
+    owner_accounts,
+    words_of,
+)
 from pft_ray.assurance.modes import mode_fields
 from pft_ray.assurance.wording import (
     INTERVAL_NOTE,
@@ -30,8 +36,6 @@ if TYPE_CHECKING:
     from pft_ray.accounting.plan import Phase, Plan
 
 SCHEMA_VERSION = 1
-TRAINING = "training"
-EVALUATION = "evaluation"
 _RESULT_FIELDS = {"metric", "private", "interval"}
 _METRIC_FIELDS = _RESULT_FIELDS | {"trivial", "non_private"}
 _TOLERANCE = 1e-6
@@ -50,6 +54,7 @@ class BlockLine:
         run_delta: What this run took of it.
         epsilon_reserved: What all runs so far took of it, this one included.
         overlapping: Names of blocks that may hold the same units as this one.
+        owner: The owner whose account it is; None for a block of all units.
     """
 
     name: str
@@ -60,6 +65,7 @@ class BlockLine:
     run_delta: float
     epsilon_reserved: float
     overlapping: tuple[str, ...] = ()
+    owner: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,8 @@ class ReportFacts:
         plan: The frozen plan.
         epsilon_by_accountant: Training epsilon at T_max, by ``pld`` and ``rdp``.
         blocks: The blocks that the run reserved on.
-        training_block: Name of the block that training is paid from.
+        training_block: Name of the block that training is paid from; with owners,
+            that of the one whose units lose most.
         looks: Released results, oldest first.
         workers: Declared number of workers.
         public: Whether the data set is registered as public.
@@ -137,9 +144,10 @@ def build_report(facts: ReportFacts) -> dict[str, Any]:
     Guarantee:
         The result is a function of the plan, the reservation and released values
         alone. ``epsilon`` and ``delta`` hold for every unit of every block of the
-        run: the training block at PLD of T_max steps, the evaluation block at PLD
-        of all looks that are paid for. Blocks that may hold the same unit are
-        summed, the others give the maximum. Neither depends on how far a run went.
+        run: a training block at PLD of T_max steps (with owners, as they are for a
+        unit of its owner), the evaluation block at PLD of all looks that are paid for.
+        Blocks that may hold the same unit are summed, the others give the maximum.
+        Neither depends on how far a run went.
 
     Raises:
         VerificationError: The facts contradict the plan: another epsilon than the
@@ -160,7 +168,9 @@ def build_report(facts: ReportFacts) -> dict[str, Any]:
         "status": "released",
         "unit": plan.unit,
         **_user(facts),
-        **mode_fields(plan, facts.workers, facts.num_colluding),
+        **mode_fields(
+            plan, facts.workers, facts.num_colluding, owner_accounts(facts.blocks)
+        ),
         "relation": "add_remove",
         "relation_domain": plan.relation_domain,
         "relation_note": relation_note(plan.unit, plan.relation_domain),
@@ -229,27 +239,18 @@ def _line(facts: ReportFacts, role: str) -> BlockLine:
     )
 
 
-def _prices(facts: ReportFacts) -> dict[str, tuple[float, float]]:
-    """Returns what the plan costs a block of each role: (PLD epsilon, delta)."""
-    plan = facts.plan
-    prices = {TRAINING: (epsilon_of(plan.event, plan.delta), plan.delta)}
-    looks = plan.evaluation
-    if looks is not None:
-        prices[EVALUATION] = (epsilon_of(looks.event, looks.delta), looks.delta)
-    return prices
-
-
 def _check_blocks(facts: ReportFacts) -> None:
-    prices = _prices(facts)
-    if sorted(line.role for line in facts.blocks) != sorted(prices):
+    prices = block_prices(facts.plan)
+    found = [block_key(line) for line in facts.blocks]
+    if len(set(found)) != len(found) or set(found) != set(prices):
         raise InputError(
-            f"The report has blocks for {[line.role for line in facts.blocks]}; "
-            f"the plan has {sorted(prices)}.",
+            f"The report has blocks for {words_of(found)}; the plan has "
+            f"{words_of(prices)}.",
             "Give each block that the run reserved on once.",
         )
-    _line(facts, TRAINING)
+    training = _line(facts, TRAINING)
     for line in facts.blocks:
-        epsilon, delta = prices[line.role]
+        epsilon, delta = prices[block_key(line)]
         if not (
             epsilon <= line.run_epsilon + _TOLERANCE
             and delta <= line.run_delta * (1 + _TOLERANCE)
@@ -262,22 +263,23 @@ def _check_blocks(facts: ReportFacts) -> None:
                 f"{line.epsilon_reserved:.6g} of {line.epsilon:.6g}.",
                 "Check the ledger with `pft budget verify`.",
             )
+    priced = prices[block_key(training)][0]
     stated = facts.epsilon_by_accountant.get("pld", math.nan)
-    if not abs(stated - prices[TRAINING][0]) <= _TOLERANCE:
+    if not abs(stated - priced) <= _TOLERANCE:
         raise VerificationError(
             f"The report would state epsilon {stated:.6g}; the plan's at "
-            f"{facts.plan.num_steps_max} steps is {prices[TRAINING][0]:.6g}.",
+            f"{facts.plan.num_steps_max} steps is {priced:.6g}.",
             "State the plan's epsilon at T_max, whatever the run did.",
         )
 
 
 def _whole_loss(facts: ReportFacts) -> tuple[float, float]:
     """Returns (epsilon, delta) that hold for every unit in any block of the run."""
-    prices = _prices(facts)
+    prices = block_prices(facts.plan)
     epsilons, deltas = [], []
     for line in facts.blocks:
         shared = [
-            prices[other.role]
+            prices[block_key(other)]
             for other in facts.blocks
             if other is line
             or other.name == line.name
@@ -350,6 +352,7 @@ def _block(line: BlockLine) -> dict[str, Any]:
         "delta": line.delta,
         "run_epsilon": line.run_epsilon,
         "run_delta": line.run_delta,
+        **({} if line.owner is None else {"owner": line.owner}),
     }
 
 

@@ -184,7 +184,7 @@ def _budget(report: dict[str, Any], facts: ReportFacts) -> Markup:
         rows.append(
             [
                 line.name,
-                line.role,
+                line.role if line.owner is None else f"{line.role}, {line.owner}",
                 f"{round_up(line.run_epsilon, 4)}, {round_up(line.run_delta)}",
                 f"{others:.4g}",
                 f"{left:.4g}",

@@ -270,6 +270,8 @@ def _blocks(built: Any, ledger: str | None) -> list[dict[str, Any]]:
             "run_delta": envelope.delta,
             "fits": None,
         }
+        if envelope.block in built.block_owners:
+            row["owner"] = built.block_owners[envelope.block]
         status = known.get(envelope.block)
         if status is not None:
             left = status.remaining_epsilon
@@ -278,7 +280,11 @@ def _blocks(built: Any, ledger: str | None) -> list[dict[str, Any]]:
             row["fits"] = (
                 left >= envelope.epsilon and status.remaining_delta >= envelope.delta
             )
-            if not row["fits"] and envelope.purpose == "training":
+            if (
+                not row["fits"]
+                and envelope.purpose == "training"
+                and "owner" not in row
+            ):
                 row["affordable"] = _affordable(built.plan, status)
         rows.append(row)
     return rows

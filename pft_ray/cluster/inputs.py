@@ -10,7 +10,7 @@ import numpy as np
 
 from pft_ray.accounting.owners import owners_of_rank
 from pft_ray.cluster.model_check import check_model
-from pft_ray.cluster.specs import owner_rule, split_predicate
+from pft_ray.cluster.specs import block_predicates, owner_rule
 from pft_ray.data.owners import with_owners
 from pft_ray.data.paths import resolve_model_path
 from pft_ray.data.prepare import PreparedData, prepare_data
@@ -242,12 +242,10 @@ def _check_blocks(job: JobSpec, ledger: Ledger) -> None:
 
     Guarantee:
         What a run does to a unit is charged to a block that the unit lies in: the
-        block is cut from the same registration by the same public predicate.
+        block is cut from the same registration by the same public predicate, with
+        owners by that of the unit's owner.
     """
-    blocks = [(job.training_block, "train")]
-    if job.evaluation is not None:
-        blocks.append((job.validation_block, "validation"))
-    for name, role in blocks:
+    for name, wanted in block_predicates(job).items():
         status = ledger.block_status(name)
         if status.dataset != job.data.registration:
             raise InputError(
@@ -256,7 +254,6 @@ def _check_blocks(job: JobSpec, ledger: Ledger) -> None:
                 "Name a block of the job's own registration.",
                 {"block": name},
             )
-        wanted = split_predicate(job, role)
         if status.predicate != wanted:
             different = sorted(
                 key

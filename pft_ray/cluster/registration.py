@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pft_ray.cluster.specs import split_predicate
+from pft_ray.cluster.specs import block_predicates
 from pft_ray.config import build_job, load_job
 from pft_ray.data.prepare import prepare_data
 from pft_ray.errors import InputError
@@ -29,6 +29,8 @@ def create_budget(
     overrides: list[str] | None = None,
 ) -> dict[str, Any]:
     """Registers the job's data and creates its training and validation blocks.
+
+    With owners there is a training block for each of them, its account.
 
     Args:
         job_path: Job file.
@@ -78,13 +80,15 @@ def create_budget(
         "registered": registered,
         "public": job.data.public,
         "blocks": [
-            _created(opened, block, envelope)
+            _created(opened, block, envelope, built.block_owners.get(block.name))
             for block, envelope in zip(blocks, built.envelopes, strict=True)
         ],
     }
 
 
-def _created(ledger: Ledger, block: BlockSpec, envelope: Envelope) -> dict[str, Any]:
+def _created(
+    ledger: Ledger, block: BlockSpec, envelope: Envelope, owner: str | None
+) -> dict[str, Any]:
     """Creates a block; returns what there is of it, as JSON."""
     created = ledger.create_block(block)
     status = ledger.block_status(block.name)
@@ -95,6 +99,7 @@ def _created(ledger: Ledger, block: BlockSpec, envelope: Envelope) -> dict[str, 
         "delta": status.delta,
         "epsilon_left": status.remaining_epsilon,
         "runs_left": runs_left(status, envelope),
+        **({} if owner is None else {"owner": owner}),
     }
 
 
@@ -118,7 +123,6 @@ def _block(
     epsilon: float | None,
     delta: float | None,
 ) -> BlockSpec:
-    role = "train" if envelope.purpose == "training" else "validation"
     total = delta or multiple(envelope.delta, runs)
     if total >= 1:
         raise InputError(
@@ -128,7 +132,7 @@ def _block(
     return BlockSpec(
         name=envelope.block,
         dataset=built.job.data.registration,
-        predicate=split_predicate(built.job, role),
+        predicate=block_predicates(built.job)[envelope.block],
         unit=built.job.privacy.unit,
         epsilon=epsilon or multiple(envelope.epsilon, runs),
         delta=total,

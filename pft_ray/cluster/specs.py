@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pft_ray.config.owners import training_blocks
 from pft_ray.data.owners import OwnerRule
 from pft_ray.data.paths import HUB, PACKAGE, resolve_model_path
 from pft_ray.training.spec import LoraSpec, ModelSpec
@@ -30,6 +31,25 @@ def split_predicate(job: JobSpec, role: str) -> dict[str, object]:
         "validation_fraction": split.validation_fraction,
         "role": role,
     }
+
+
+def block_predicates(job: JobSpec) -> dict[str, dict[str, object]]:
+    """Returns the predicate of every block that the job names, training blocks first.
+
+    With owners the training units of each have a block: the split's, cut by the owner.
+    """
+    found: dict[str, dict[str, object]] = {}
+    whole = split_predicate(job, "train")
+    section = job.privacy.owners
+    if section is None:
+        found[job.training_block] = whole
+    else:
+        rule = owner_rule(job)
+        for number, name in enumerate(training_blocks(job)):
+            found[name] = whole | {"owner": rule.cut(number, section.field)}
+    if job.evaluation is not None:
+        found[job.validation_block] = split_predicate(job, "validation")
+    return found
 
 
 def owner_rule(job: JobSpec) -> OwnerRule:

@@ -121,7 +121,7 @@ def report_facts(
             "rdp": epsilon_of(plan.event, plan.delta, accountant="rdp"),
         },
         blocks=_block_lines(built, ledger),
-        training_block=job.training_block,
+        training_block=built.training_block,
         looks=_looks(built, ledger, run_id, baseline),
         workers=job.cluster.workers,
         public=ledger.dataset(job.data.registration).public,
@@ -151,6 +151,7 @@ def _block_lines(built: BuiltJob, ledger: Ledger) -> tuple[BlockLine, ...]:
                 run_delta=envelope.delta,
                 epsilon_reserved=status.reserved_epsilon,
                 overlapping=tuple(n for n in status.overlapping if n in names),
+                owner=built.block_owners.get(envelope.block),
             )
         )
     return tuple(lines)

@@ -24,6 +24,7 @@ from pft_ray.accounting.plan import (
     default_interval,
 )
 from pft_ray.accounting.user_levels import cheaper, price_user_levels
+from pft_ray.config.owners import training_blocks
 from pft_ray.config.quantile import QuantileSection
 from pft_ray.config.sections import JobSpec
 from pft_ray.config.users import USER_KEYS
@@ -45,7 +46,7 @@ class BuiltJob:
         job: The checked job file.
         plan: The frozen plan.
         base_dir: Folder that relative paths of the job start from.
-        envelopes: What is reserved, training first.
+        envelopes: What is reserved, training first, one envelope an owner.
         epsilon: PLD epsilon of training at T_max.
     """
 
@@ -59,6 +60,19 @@ class BuiltJob:
     def output_dir(self) -> Path:
         """Folder of run folders."""
         return (self.base_dir / self.job.output).resolve()
+
+    @property
+    def training_block(self) -> str:
+        """The training block whose units lose most; without owners, the only one."""
+        owners = self.plan.owners
+        return training_blocks(self.job)[owners.worst() if owners else 0]
+
+    @property
+    def block_owners(self) -> dict[str, str]:
+        """The owner of each block that is the account of one."""
+        owners = self.plan.owners
+        names = [owner.name for owner in owners.members] if owners else []
+        return dict(zip(training_blocks(self.job), names, strict=False))
 
 
 # How the same sums are computed.
@@ -294,18 +308,25 @@ def build_plan(job: JobSpec) -> tuple[Plan, float]:
     return Plan(**fields, evaluation=evaluation), epsilon
 
 
+def _training_envelopes(job: JobSpec, plan: Plan, epsilon: float) -> list[Envelope]:
+    """Returns what training takes: with owners, from the account of each its own."""
+    names, owners = training_blocks(job), plan.owners
+    prices = [(plan.target_epsilon or epsilon, plan.event)]
+    if owners is not None:
+        prices = [
+            (owner.epsilon, plan.owner_event(number))
+            for number, owner in enumerate(owners.members)
+        ]
+    return [
+        Envelope.priced(name, "training", price, job.privacy.delta, event)
+        for name, (price, event) in zip(names, prices, strict=True)
+    ]
+
+
 def build_job(job: JobSpec, base_dir: Path) -> BuiltJob:
     """Returns the job with its plan and the envelopes that a run reserves."""
     plan, epsilon = build_plan(job)
-    envelopes = [
-        Envelope.priced(
-            job.training_block,
-            "training",
-            plan.target_epsilon or epsilon,
-            job.privacy.delta,
-            plan.event,
-        )
-    ]
+    envelopes = _training_envelopes(job, plan, epsilon)
     if plan.evaluation is not None:
         look = plan.evaluation
         envelopes.append(

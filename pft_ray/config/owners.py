@@ -55,6 +55,14 @@ class OwnersSection(Section):
         return min(owner.epsilon for owner in self.members)
 
 
+def training_blocks(job: JobSpec) -> tuple[str, ...]:
+    """Returns the blocks that training is charged to: with owners, one for each."""
+    owners = job.privacy.owners
+    if owners is None:
+        return (job.training_block,)
+    return tuple(f"{job.training_block}/{owner.name}" for owner in owners.members)
+
+
 def check_mode(privacy: PrivacySection) -> None:
     """Refuses a privacy section whose mode and whose owners contradict one another.
 
@@ -125,6 +133,11 @@ def check_owners(job: JobSpec) -> None:
         raise ConfigError(
             f"Column {owners.field!r} is both the content and the owner.",
             "Name another column as privacy.owners.field.",
+        )
+    if job.validation_block in training_blocks(job):
+        raise ConfigError(
+            f"Block {job.validation_block!r} is both an owner's and the validation's.",
+            "Name another block as evaluation.block or privacy.block.",
         )
     if job.training.baseline:
         raise ConfigError(

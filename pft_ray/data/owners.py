@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -47,6 +47,28 @@ class OwnerRule:
             if Fraction(place, _TWO_64) < Fraction(end, total):
                 return number
         return None
+
+    def cut(self, number: int, column: str) -> dict[str, Any]:
+        """Returns the public cut of one owner, as the predicate of its block has it.
+
+        Args:
+            number: The owner.
+            column: The column of the value.
+
+        Guarantee:
+            The cuts of two owners hold no value both: the names differ, or the parts
+            of the hash's range do not overlap.
+        """
+        cut: dict[str, Any] = {"name": self.names[number], "field": column}
+        if self.salt is None:
+            return cut
+        ends = [0, *accumulate(self.sizes)]
+        return cut | {
+            "salt": self.salt,
+            "of": ends[-1],
+            "from": ends[number],
+            "to": ends[number + 1],
+        }
 
 
 def with_owners(records: Records, rule: OwnerRule) -> tuple[Records, int]:

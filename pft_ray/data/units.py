@@ -13,7 +13,7 @@ from pft_ray.data.validate import Content, Fault, Record, content_of, key_text
 from pft_ray.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -36,6 +36,11 @@ def user_namespace(spec: DataSpec) -> str:
 def split_namespace(spec: DataSpec) -> str:
     """Returns the namespace of (record, split value) pairs."""
     return f"split:{spec.split_column}"
+
+
+def owner_namespace(spec: DataSpec) -> str:
+    """Returns the namespace of (record, owner value) pairs."""
+    return f"owner:{spec.owner}"
 
 
 def content_bytes(content: Content) -> bytes:
@@ -141,12 +146,13 @@ def registration_fingerprints(
     Returns:
         By namespace, sorted distinct rows of shape (n, 16): the records, the users
         when a user column is declared, and when another column than the id decides
-        the block, each record together with its value there.
+        the block, or the owner, each record together with its value there.
 
     Guarantee:
         Two files with equal fingerprints put every record into the same block, for
         any salt and fraction: no record can be charged to one block of a split in
         one run and to the other block, which is taken to be disjoint, in the next.
+        The same holds for the blocks of owners, for any rule.
     """
     found: dict[str, NDArray[np.uint8]] = {}
     name = record_namespace(spec)
@@ -159,7 +165,12 @@ def registration_fingerprints(
         found[name] = _fingerprints(name, table.columns[spec.user], fingerprint_key)
     if spec.split_column not in (None, spec.id):
         name = split_namespace(spec)
-        found[name] = _split_fingerprints(name, table, spec, fingerprint_key)
+        values = table.columns[str(spec.split_column)]
+        found[name] = _pair_fingerprints(name, table, spec, values, fingerprint_key)
+    if spec.owner not in (None, spec.id, spec.split_column):
+        name = owner_namespace(spec)
+        values = table.columns[str(spec.owner)]
+        found[name] = _pair_fingerprints(name, table, spec, values, fingerprint_key)
     return found
 
 
@@ -185,14 +196,14 @@ def _content_fingerprints(
     return _sorted_array(rows)
 
 
-def _split_fingerprints(
-    name: str, table: RawTable, spec: DataSpec, key: bytes
+def _pair_fingerprints(
+    name: str, table: RawTable, spec: DataSpec, values: Sequence[Any], key: bytes
 ) -> NDArray[np.uint8]:
-    """Fingerprints of each record together with the value that decides its block."""
+    """Fingerprints of each record together with a value that decides its block."""
     copies: Counter[tuple[bytes, bytes]] = Counter()
     rows = []
     records = table.columns[spec.id if spec.id is not None else spec.content_column]
-    for own, value in zip(records, table.columns[str(spec.split_column)], strict=True):
+    for own, value in zip(records, values, strict=True):
         raw, place = _own_bytes(own, spec), key_text(value)
         if raw is None or place is None:
             continue

@@ -19,6 +19,11 @@ from pft_ray.ledger.budget import (
     epsilon_value,
 )
 from pft_ray.ledger.entries import SCHEMA_VERSION, Body, Entry, label
+from pft_ray.ledger.owner_blocks import (
+    check_owner_cut,
+    check_owner_envelopes,
+    owner_of,
+)
 from pft_ray.ledger.records import Block, Dataset, Run
 
 if TYPE_CHECKING:
@@ -81,7 +86,8 @@ def check_block(state: LedgerState, body: Body) -> None:
     name = label(body["name"], "The block")
     if name in state.blocks:
         raise InputError(f"A block {name!r} exists already.")
-    state.dataset(body["dataset"])
+    namespaces = state.dataset(body["dataset"]).namespaces
+    check_owner_cut(name, body["predicate"], namespaces)
     if not isinstance(body["predicate"].get("kind"), str):
         raise InputError(
             f"The predicate of block {name!r} has no kind.",
@@ -165,6 +171,9 @@ def check_reserve(state: LedgerState, body: Body) -> None:
         raise InputError("The plan digest of a reservation is not the plan's.")
     envelopes = [Envelope.from_dict(data) for data in body["envelopes"]]
     _check_envelopes(plan, envelopes)
+    if plan.owners is not None:
+        blocks = {item.block: state.block(item.block) for item in envelopes}
+        check_owner_envelopes(plan, envelopes, blocks)
     for envelope in envelopes:
         if state.block(envelope.block).unit != plan.unit:
             raise InputError(
@@ -193,7 +202,8 @@ def _check_envelopes(plan: Plan, envelopes: list[Envelope]) -> None:
         wanted[PURPOSES[1]] = (plan.evaluation.event, plan.evaluation.delta)
     for envelope in envelopes:
         event, delta = wanted[envelope.purpose]
-        if envelope.event != event:
+        of_an_owner = plan.owners is not None and envelope.purpose == "training"
+        if not of_an_owner and envelope.event != event:
             raise InputError(
                 f"The {envelope.purpose} envelope of block {envelope.block!r} "
                 "pays for another event than the plan's.",
@@ -231,8 +241,13 @@ def _refuse(block: Block, epsilon_units: int, delta_units: int) -> NoReturn:
         "asked_epsilon": epsilon_value(epsilon_units),
         "asked_delta": delta_value(delta_units),
     }
+    owner = owner_of(block.predicate)
+    if owner is not None:
+        details["owner"] = owner
+    whose = "" if owner is None else f"The account of owner {owner!r} is short: "
     raise BudgetError(
-        f"Block {block.name!r} has epsilon {details['remaining_epsilon']:g} and delta "
+        f"{whose}{'b' if whose else 'B'}lock {block.name!r} has epsilon "
+        f"{details['remaining_epsilon']:g} and delta "
         f"{details['remaining_delta']:g} left; the run asks for "
         f"{details['asked_epsilon']:g} and {details['asked_delta']:g}.",
         "Ask for less, or create another block with `pft budget create`.",

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from pft_ray.ledger.owner_blocks import are_apart
+
 if TYPE_CHECKING:
     from pft_ray.accounting.plan import Plan
     from pft_ray.ledger.budget import Envelope
@@ -70,20 +72,25 @@ class Block:
     def is_disjoint_from(self, other: Block) -> bool:
         """Whether the public predicates prove that no unit is in both blocks.
 
-        Only the two roles of one and the same hash split of one registration are
-        known to be disjoint. Whatever else is cut from it overlaps, and so do blocks
-        of different registrations: their ids may come from different namespaces.
-        What is not disjoint is summed.
+        Known to be disjoint are, within one hash split of one registration and one
+        unit, its two roles, and in one role the owners that one rule tells apart.
+        Whatever else is cut from it overlaps, and so do blocks of different
+        registrations: their ids may come from different namespaces. What is not
+        disjoint is summed.
         """
         mine, theirs = dict(self.predicate), dict(other.predicate)
         roles = mine.pop("role", None), theirs.pop("role", None)
-        return (
-            self.dataset == other.dataset
-            and mine == theirs
-            and mine.get("kind") == "hash-split"
-            and self.unit == other.unit
-            and set(roles) == {"train", "validation"}
-        )
+        owners = mine.pop("owner", None), theirs.pop("owner", None)
+        if (
+            self.dataset != other.dataset
+            or mine != theirs
+            or mine.get("kind") != "hash-split"
+            or self.unit != other.unit
+        ):
+            return False
+        if set(roles) == {"train", "validation"}:
+            return True
+        return roles[0] == roles[1] and are_apart(*owners)
 
 
 @dataclass

@@ -153,10 +153,15 @@ def require_same(known: Dataset, body: Mapping[str, Any]) -> None:
             "Register it under another name.",
             {"dataset": known.name},
         )
-    if (list(known.namespaces), known.commitment) != (
-        body["namespaces"],
-        body["commitment"],
-    ):
+    if list(known.namespaces) != body["namespaces"]:
+        raise InputError(
+            f"Data set {known.name!r} is registered with other data: by "
+            f"{', '.join(known.namespaces)}, not by {', '.join(body['namespaces'])}.",
+            "Use the id, user, split and owner columns that it was registered with, or "
+            "register it under another name.",
+            {"dataset": known.name},
+        )
+    if known.commitment != body["commitment"]:
         raise InputError(
             f"Data set {known.name!r} is registered with other data.",
             "Register new data under another name.",

@@ -6,10 +6,10 @@ reading only.
 
 from __future__ import annotations
 
+import math
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cache
-from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from pft_ray.errors import (
@@ -22,6 +22,7 @@ from pft_ray.ledger.budget import envelope_epsilon_units
 from pft_ray.ledger.entries import bad_row
 from pft_ray.ledger.observers import BudgetEvent
 from pft_ray.ledger.opening import ledger_source, open_for_reading
+from pft_ray.ledger.owner_blocks import owner_of
 from pft_ray.ledger.reader import LedgerReader
 from pft_ray.ledger.registration import packed_commitment, require_key
 from pft_ray.ledger.schema import check_schema
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from pft_ray.accounting.events import Event
     from pft_ray.ledger.anchor import Anchor
     from pft_ray.ledger.observers import Observers
-    from pft_ray.ledger.records import Run
+    from pft_ray.ledger.records import Block, Run
     from pft_ray.ledger.store import Source, Store
 
     PriceFunction = Callable[[Event, float], float]
@@ -47,23 +48,27 @@ UNPROVEN = "valid prefix, completeness not proven"
 
 @dataclass(frozen=True)
 class EnvelopeCheck:
-    """An envelope and the epsilon that its events give when computed anew."""
+    """An envelope and the epsilon that its events give when computed anew.
+
+    ``owner`` is whose account its block is, when it is one's.
+    """
 
     block: str
     purpose: str
     epsilon: float
     envelope: float
     delta: float
+    owner: str | None = None
 
 
 @dataclass(frozen=True)
 class RunCheck:
     """A verified run.
 
-    ``epsilon`` is the run's, computed anew: the largest over its envelopes when their
-    blocks are disjoint, else the sum. ``envelope`` is the same of what was reserved,
-    ``delta`` of its deltas. ``stated`` is what a report of the run has to say of its
-    plan.
+    ``epsilon`` is the run's, computed anew: the largest over its blocks, each with
+    those added that may hold the same units. ``envelope`` is the same of what was
+    reserved, ``delta`` of its deltas. ``stated`` is what a report of the run has to say
+    of its plan.
     """
 
     run_id: str
@@ -301,11 +306,17 @@ def _check_run(state: LedgerState, run: Run, price: PriceFunction) -> RunCheck:
                 epsilon=found,
                 envelope=envelope.epsilon,
                 delta=envelope.delta,
+                owner=owner_of(state.blocks[envelope.block].predicate),
             )
         )
     blocks = [state.blocks[envelope.block] for envelope in run.envelopes]
-    disjoint = all(a.is_disjoint_from(b) for a, b in combinations(blocks, 2))
-    together = max if disjoint else sum
+    shared = [_sharing(block, blocks) for block in blocks]
+
+    def together(values: Iterable[float]) -> float:
+        """Returns the most that one unit may lose: its blocks' values together."""
+        listed = list(values)
+        return max(math.fsum(listed[i] for i in places) for places in shared)
+
     return RunCheck(
         run_id=run.run_id,
         status=run.status,
@@ -317,6 +328,18 @@ def _check_run(state: LedgerState, run: Run, price: PriceFunction) -> RunCheck:
         envelopes=tuple(checks),
         stated=_stated(run),
     )
+
+
+def _sharing(block: Block, blocks: list[Block]) -> list[int]:
+    """Returns the places of the blocks that may hold a unit of ``block``; its own too.
+
+    All blocks that hold a unit are among those of any one of them.
+    """
+    return [
+        place
+        for place, other in enumerate(blocks)
+        if other is block or not block.is_disjoint_from(other)
+    ]
 
 
 def _stated(run: Run) -> dict[str, Any]:

@@ -21,13 +21,21 @@ OWNERS = {
 }
 
 
-def test_what_is_reserved_covers_the_owner_that_allows_most(tmp_path):
+def test_what_is_reserved_is_each_owners_own(tmp_path):
     job = read_job(job_dict(**OWNERS))
     built = build_job(job, tmp_path)
-    training, looks = built.envelopes
-    assert (training.epsilon, looks.epsilon) == (6.0, 2.0)
+    first, second, looks = built.envelopes
+    assert (first.epsilon, second.epsilon, looks.epsilon) == (2.0, 6.0, 2.0)
+    assert [e.block for e in built.envelopes] == [
+        "tiny-data/train/a",
+        "tiny-data/train/b",
+        "tiny-data/validation",
+    ]
     plan = built.plan
-    assert training.event == plan.event == plan.owner_event(1)
+    assert first.event == plan.owner_event(0) != plan.event
+    assert second.event == plan.owner_event(1) == plan.event
+    assert built.training_block == second.block, "the one whose units lose most"
+    assert built.block_owners == {first.block: "a", second.block: "b"}
     assert plan.target_epsilon == 6.0
     for number, most in enumerate((2.0, 6.0)):
         spent = epsilon(plan.owner_event(number), plan.delta)
@@ -63,6 +71,7 @@ def changed(**change):
         ({"training__baseline": True, "data__public": True}, "baseline"),
         ({"evaluation__epsilon": 2.1}, "smallest of the"),
         ({"evaluation__delta": 1.1e-5}, "no larger delta"),
+        ({"evaluation__block": "tiny-data/train/b"}, "both an owner's and the"),
         (changed(field="text"), "both the content and the owner"),
         (changed(members=MEMBERS[:1]), "members"),
         (changed(members=[MEMBERS[0], MEMBERS[0]]), "two owners of one name"),
