@@ -18,8 +18,13 @@ from pft_ray.errors import (
     VerificationError,
 )
 from pft_ray.ledger.anchor import check_anchor
-from pft_ray.ledger.budget import envelope_epsilon_units
+from pft_ray.ledger.budget import delta_value, envelope_epsilon_units
 from pft_ray.ledger.entries import bad_row
+from pft_ray.ledger.filter_verify import (
+    check_filter_blocks,
+    check_shares_anew,
+    reported_epsilons,
+)
 from pft_ray.ledger.opening import ledger_source, open_for_reading
 from pft_ray.ledger.reader import LedgerReader
 from pft_ray.ledger.registration import packed_commitment, require_key
@@ -60,7 +65,8 @@ class RunCheck:
 
     ``epsilon`` is the run's, computed anew: the largest over its envelopes when their
     blocks are disjoint, else the sum. ``envelope`` is the same of what was reserved,
-    ``delta`` of its deltas. ``stated`` is what a report of the run has to say of its
+    ``delta`` of its deltas. Of a filter run both are its whole reservation, converted
+    at the blocks' orders. ``stated`` is what a report of the run has to say of its
     plan.
     """
 
@@ -239,6 +245,7 @@ def _check_fingerprints(store: Store, state: LedgerState, key: bytes | None) -> 
 
 
 def _check_runs(state: LedgerState, epsilon: PriceFunction) -> tuple[RunCheck, ...]:
+    check_filter_blocks(state)
     price = cache(epsilon)
     return tuple(
         _check_run(state, run, price)
@@ -249,6 +256,8 @@ def _check_runs(state: LedgerState, epsilon: PriceFunction) -> tuple[RunCheck, .
 
 def _check_run(state: LedgerState, run: Run, price: PriceFunction) -> RunCheck:
     """Prices the events of a run's envelopes anew, from the ledger alone."""
+    if run.holdings:
+        return _check_filter_run(state, run)
     checks = []
     for envelope in run.envelopes:
         found = price(envelope.event, envelope.delta)
@@ -282,6 +291,27 @@ def _check_run(state: LedgerState, run: Run, price: PriceFunction) -> RunCheck:
         envelope=together(check.envelope for check in checks),
         delta=together(check.delta for check in checks),
         envelopes=tuple(checks),
+        stated=_stated(run),
+    )
+
+
+def _check_filter_run(state: LedgerState, run: Run) -> RunCheck:
+    """Prices the shares of a filter run anew; it is stated at its whole reservation."""
+    checks = check_shares_anew(state, run)
+    epsilons = reported_epsilons(state, run)
+    blocks = [state.blocks[name] for name in epsilons]
+    disjoint = all(a.is_disjoint_from(b) for a, b in combinations(blocks, 2))
+    together = max if disjoint else sum
+    epsilon = together(epsilons.values())
+    return RunCheck(
+        run_id=run.run_id,
+        status=run.status,
+        num_steps_charged=run.num_steps_charged,
+        num_steps_max=run.num_steps_max,
+        epsilon=epsilon,
+        envelope=epsilon,
+        delta=together(delta_value(block.delta_units) for block in blocks),
+        envelopes=tuple(EnvelopeCheck(*check) for check in checks),
         stated=_stated(run),
     )
 
