@@ -121,6 +121,24 @@ class UnknownBlockError(InputError):
     code = "unknown-block"
 
 
+class UnknownPurposeError(InputError):
+    """A purpose is named that the filter block does not have."""
+
+    code = "unknown-purpose"
+
+
+class BlockModeError(InputError):
+    """Envelopes and shares of rho are mixed, or do not suit a block's mode."""
+
+    code = "block-mode"
+
+
+class SettledError(InputError):
+    """A run's reservation was settled or given back before."""
+
+    code = "already-settled"
+
+
 class LedgerError(PftError):
     """The ledger cannot be used as it is: locked, full disk, newer schema."""
 

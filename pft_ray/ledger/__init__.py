@@ -8,10 +8,12 @@ from pft_ray.ledger.anchor import Anchor, read_anchors, write_anchor
 from pft_ray.ledger.bodies import BlockSpec
 from pft_ray.ledger.budget import Envelope
 from pft_ray.ledger.entries import SCHEMA_VERSION, Entry, Position
+from pft_ray.ledger.filters import FilterSpec
 from pft_ray.ledger.ledger import Ledger
 from pft_ray.ledger.observers import BudgetEvent, Observers
 from pft_ray.ledger.records import FINAL_STATUSES, Dataset
 from pft_ray.ledger.registration import KEY_FILE, dataset_commitment
+from pft_ray.ledger.shares import RhoShare
 from pft_ray.ledger.state import LedgerState, apply
 from pft_ray.ledger.status import BlockStatus, RunStatus
 from pft_ray.ledger.verify import Verification, verify
@@ -27,10 +29,12 @@ __all__ = [
     "Dataset",
     "Entry",
     "Envelope",
+    "FilterSpec",
     "Ledger",
     "LedgerState",
     "Observers",
     "Position",
+    "RhoShare",
     "RunStatus",
     "Verification",
     "apply",

@@ -10,7 +10,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pft_ray.accounting.plan import Plan
-from pft_ray.errors import BudgetError, InputError, PlanError
+from pft_ray.errors import BudgetError, InputError, PlanError, SettledError
 from pft_ray.ledger.budget import (
     PURPOSES,
     Envelope,
@@ -25,6 +25,13 @@ from pft_ray.ledger.owner_blocks import (
     owner_of,
 )
 from pft_ray.ledger.records import Block, Dataset, Run
+from pft_ray.ledger.share_rules import (
+    check_modes,
+    check_shares,
+    hold_shares,
+    settle_shares,
+)
+from pft_ray.ledger.shares import RhoShare, part_from_dict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -82,6 +89,16 @@ def advance_dataset(state: LedgerState, entry: Entry) -> None:
 
 
 def check_block(state: LedgerState, body: Body) -> None:
+    """A block of mode plan; one of mode filter has a kind of its own."""
+    if body["mode"] != "plan":
+        raise InputError(
+            f"Block {body['name']!r} asks for mode {body['mode']!r}.",
+            "Blocks of this kind have mode plan; ledger.filters makes filter blocks.",
+        )
+    check_definition(state, body)
+
+
+def check_definition(state: LedgerState, body: Body) -> None:
     """A block is new, lies in a registered data set and holds some budget."""
     name = label(body["name"], "The block")
     if name in state.blocks:
@@ -97,11 +114,6 @@ def check_block(state: LedgerState, body: Body) -> None:
         raise InputError(
             f"The unit of block {name!r} is {body['unit']!r}.",
             "Units are record and user.",
-        )
-    if body["mode"] != "plan":
-        raise InputError(
-            f"Block {name!r} asks for mode {body['mode']!r}.",
-            "This version keeps blocks of mode plan.",
         )
     if body["epsilon_units"] < 1 or not 1 <= body["delta_units"] < 10**18:
         raise InputError(
@@ -169,19 +181,31 @@ def check_reserve(state: LedgerState, body: Body) -> None:
     plan = read_plan(body["plan"])
     if plan.digest != body["plan_digest"]:
         raise InputError("The plan digest of a reservation is not the plan's.")
-    envelopes = [Envelope.from_dict(data) for data in body["envelopes"]]
-    _check_envelopes(plan, envelopes)
-    if plan.owners is not None:
+    envelopes, shares = _parts(body)
+    check_modes(state, (*envelopes, *shares))
+    if not shares:
+        _check_envelopes(plan, envelopes)
+    if plan.owners is not None and not shares:
         blocks = {item.block: state.block(item.block) for item in envelopes}
         check_owner_envelopes(plan, envelopes, blocks)
-    for envelope in envelopes:
-        if state.block(envelope.block).unit != plan.unit:
+    names = [envelope.block for envelope in envelopes]
+    for name in (*names, *(share.block for share in shares)):
+        if state.block(name).unit != plan.unit:
             raise InputError(
                 f"The plan's unit is {plan.unit}, that of block "
-                f"{envelope.block!r} is {state.block(envelope.block).unit}.",
+                f"{name!r} is {state.block(name).unit}.",
                 "Reserve on a block of the plan's unit.",
             )
+    if shares:
+        check_shares(state, plan, shares)
     _check_budgets(state, envelopes)
+
+
+def _parts(body: Body) -> tuple[list[Envelope], list[RhoShare]]:
+    """Reads what a reservation asks for: envelopes, or shares of filter blocks."""
+    parts = [part_from_dict(data) for data in body["envelopes"]]
+    envelopes = [part for part in parts if isinstance(part, Envelope)]
+    return envelopes, [part for part in parts if isinstance(part, RhoShare)]
 
 
 def _check_envelopes(plan: Plan, envelopes: list[Envelope]) -> None:
@@ -256,40 +280,47 @@ def _refuse(block: Block, epsilon_units: int, delta_units: int) -> NoReturn:
 
 
 def advance_reserve(state: LedgerState, entry: Entry) -> None:
-    """Takes the envelopes out of their blocks."""
+    """Takes the envelopes, or the shares of rho, out of their blocks."""
     body = entry.body
     plan = read_plan(body["plan"])
-    envelopes = tuple(Envelope.from_dict(data) for data in body["envelopes"])
+    envelopes, shares = _parts(body)
     for envelope in envelopes:
         block = state.blocks[envelope.block]
         block.reserved_epsilon_units += envelope.epsilon_units
         block.reserved_delta_units += envelope.delta_units
-    for name in {envelope.block for envelope in envelopes}:
-        state.blocks[name].num_reservations += 1
     state.num_reservations += 1
-    state.runs[body["run_id"]] = Run(
+    run = Run(
         run_id=body["run_id"],
         name=body["name"],
         plan=plan,
         plan_digest=body["plan_digest"],
-        envelopes=envelopes,
+        envelopes=tuple(envelopes),
+        holdings=hold_shares(state, shares),
         reservation=entry.position,
         reservation_sequence=state.num_reservations,
         phase_ends=tuple(accumulate(phase.num_steps for phase in plan.phases)),
         num_steps=plan.num_steps,
         num_steps_max=plan.num_steps_max,
     )
+    state.runs[run.run_id] = run
+    for name in set(run.blocks):
+        state.blocks[name].num_reservations += 1
 
 
 def check_release_reservation(state: LedgerState, body: Body) -> None:
-    """An envelope is given back only while nothing of it was charged."""
+    """An envelope is given back only while nothing of it was charged.
+
+    A filter run gives back what it was not charged, once.
+    """
     run = state.run(body["run_id"])
-    if run.status == "released":
-        raise InputError(
+    is_settled = any(holding.is_settled for holding in run.holdings)
+    if run.status == "released" or is_settled:
+        raise SettledError(
             f"Run {run.run_id!r} gave its reservation back already.",
             "Nothing is left to give back.",
+            {"run_id": run.run_id, "status": run.status},
         )
-    if run.is_charged:
+    if run.is_charged and not run.holdings:
         raise BudgetError(
             f"Run {run.run_id!r} was charged: its envelopes cannot be given back.",
             "A charge is never refunded.",
@@ -298,16 +329,20 @@ def check_release_reservation(state: LedgerState, body: Body) -> None:
 
 
 def advance_release_reservation(state: LedgerState, entry: Entry) -> None:
-    """Returns the envelopes to their blocks and closes the run for good."""
+    """Returns envelopes, or what shares were not charged; closes the run for good."""
     run = state.runs[entry.body["run_id"]]
     for envelope in run.envelopes:
         block = state.blocks[envelope.block]
         block.reserved_epsilon_units -= envelope.epsilon_units
         block.reserved_delta_units -= envelope.delta_units
-    for name in {envelope.block for envelope in run.envelopes}:
-        state.blocks[name].num_reservations -= 1
+    settle_shares(state, run)
     run.close_attempt()
+    if run.holdings and run.is_charged:
+        run.status = "settled"
+        return
     run.status = "released"
+    for name in set(run.blocks):
+        state.blocks[name].num_reservations -= 1
 
 
 def use_envelopes(state: LedgerState, run: Run) -> None:

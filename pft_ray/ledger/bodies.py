@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from pft_ray.accounting.plan import Plan
     from pft_ray.ledger.budget import Envelope
+    from pft_ray.ledger.shares import RhoShare
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def block(spec: BlockSpec) -> Body:
 
 
 def reservation(
-    run_id: str, name: str, plan: Plan, envelopes: Sequence[Envelope]
+    run_id: str, name: str, plan: Plan, envelopes: Sequence[Envelope | RhoShare]
 ) -> Body:
     """Returns the body of a reservation."""
     return {

@@ -11,11 +11,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, localcontext
+from fractions import Fraction
 from numbers import Real
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pft_ray.accounting.events import Event, event_from_dict, event_to_dict
 from pft_ray.errors import InputError
+
+if TYPE_CHECKING:
+    from pft_ray.ledger.records import Block
 
 EPSILON_DIGITS = 9
 DELTA_DIGITS = 18
@@ -151,6 +155,16 @@ class Envelope:
             "delta_units": self.delta_units,
             "event": event_to_dict(self.event),
         }
+
+    def share_of(self, block: Block) -> Fraction:
+        """Returns the part of the block's whole budget that is asked for.
+
+        The larger of its part of epsilon and its part of delta.
+        """
+        return max(
+            Fraction(self.epsilon_units, block.epsilon_units),
+            Fraction(self.delta_units, block.delta_units),
+        )
 
     @classmethod
     def from_dict(cls, data: Any) -> Envelope:

@@ -53,6 +53,18 @@ FIELDS: dict[str, dict[str, type[Any]]] = {
         "epsilon_units": int,
         "delta_units": int,
     },
+    "filter_block": {
+        "name": str,
+        "dataset": str,
+        "predicate": dict,
+        "unit": str,
+        "epsilon_units": int,
+        "delta_units": int,
+        "order": int,
+        "rho_units": int,
+        "purposes": dict,
+    },
+    "move": {"block": str, "source": str, "target": str, "rho_units": int},
     "reserve": {
         "run_id": str,
         "name": str,

@@ -9,6 +9,7 @@ from pft_ray.errors import InputError
 from pft_ray.ledger import bodies, registration
 from pft_ray.ledger.chain import Chain
 from pft_ray.ledger.entries import Position
+from pft_ray.ledger.filters import FilterBlocks
 from pft_ray.ledger.opening import ledger_source, open_for_writing
 from pft_ray.ledger.reader import LedgerReader
 from pft_ray.ledger.run_rules import find_grant
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from pft_ray.ledger.bodies import BlockSpec
     from pft_ray.ledger.budget import Envelope
     from pft_ray.ledger.entries import Body, Entry
+    from pft_ray.ledger.shares import RhoShare
     from pft_ray.ledger.state import LedgerState
 
 
@@ -46,6 +48,7 @@ class Ledger(LedgerReader):
     def __init__(self, chain: Chain, keys_dir: Path | None) -> None:
         super().__init__(chain)
         self._keys_dir = keys_dir
+        self.filters = FilterBlocks(chain)
 
     @classmethod
     def open(
@@ -184,7 +187,9 @@ class Ledger(LedgerReader):
 
     # -- reservations -----------------------------------------------------------
 
-    def check_reservation(self, plan: Plan, envelopes: Sequence[Envelope]) -> None:
+    def check_reservation(
+        self, plan: Plan, envelopes: Sequence[Envelope | RhoShare]
+    ) -> None:
         """Raises what :meth:`reserve` would raise now; reserves nothing."""
         body = bodies.reservation(new_token().hex(), "check", plan, envelopes)
         with self._chain.reading() as state:
@@ -194,7 +199,7 @@ class Ledger(LedgerReader):
         self,
         run_id: str,
         plan: Plan,
-        envelopes: Sequence[Envelope],
+        envelopes: Sequence[Envelope | RhoShare],
         *,
         name: str = "",
     ) -> Position:
@@ -203,7 +208,8 @@ class Ledger(LedgerReader):
         Args:
             run_id: Never used before.
             plan: What the run will do; envelopes pay for its events.
-            envelopes: One a block and purpose, at least one for training.
+            envelopes: One a block and purpose, at least one for training; shares of
+                rho on filter blocks, which are never mixed with envelopes.
             name: Public name of the run; the run id when empty.
 
         Returns:
@@ -212,6 +218,7 @@ class Ledger(LedgerReader):
         Raises:
             BudgetError: A block has not enough left; nothing was written.
             InputError: The run exists, or an envelope does not pay for the plan.
+            BlockModeError: A part does not suit its block's mode.
             UnknownBlockError: A block does not exist.
         """
         body = bodies.reservation(run_id, name or run_id, plan, envelopes)
@@ -220,10 +227,12 @@ class Ledger(LedgerReader):
     def release_reservation(self, run_id: str) -> Position:
         """Gives a reservation back while nothing of it was charged.
 
-        The run gets no grant ever after, even if its coordinator is alive.
+        A run on filter blocks gives back what it was not charged. The run gets no
+        grant ever after, even if its coordinator is alive.
 
         Raises:
-            BudgetError: The run was charged.
+            BudgetError: The run was charged, and holds envelopes.
+            SettledError: Its reservation was given back or settled before.
         """
         body: Body = {"run_id": run_id}
         return self._append("release_reservation", lambda _: body).position

@@ -30,6 +30,8 @@ THRESHOLDS_PERCENT = (50, 80, 95)
 # Kinds of entries and the event that tells of each.
 _EVENTS = {
     "block": "block_created",
+    "filter_block": "block_created",
+    "move": "moved",
     "reserve": "reserved",
     "release_reservation": "returned",
     "attempt": "attempt_opened",
@@ -38,7 +40,18 @@ _EVENTS = {
     "end": "ended",
 }
 _FIELDS = (
-    *("run_id", "name", "attempt", "start", "stop", "charged", "look", "block"),
+    *(
+        "run_id",
+        "name",
+        "block",
+        "source",
+        "target",
+        "attempt",
+        "start",
+        "stop",
+        "charged",
+        "look",
+    ),
     *("reason", "status", "mode"),
 )
 
@@ -48,8 +61,8 @@ class BudgetEvent:
     """Something that happened to a budget.
 
     Attributes:
-        kind: ``block_created``, ``reserved``, ``attempt_opened``, ``charged``,
-            ``spent`` (a block passed 50, 80 or 95 per cent), ``ended``,
+        kind: ``block_created``, ``moved``, ``reserved``, ``attempt_opened``,
+            ``charged``, ``spent`` (a block passed 50, 80 or 95 per cent), ``ended``,
             ``returned``, ``refused``, ``exhausted``, ``verified`` or
             ``verification_failed``.
         fields: JSON values: run, block, steps, the refusal's code.
@@ -101,7 +114,7 @@ class Observers:
 def spent_of(state: LedgerState, entry: Entry) -> dict[str, int]:
     """Returns how many per cent are used of each block that an entry may charge."""
     run = state.runs.get(str(entry.body.get("run_id", "")))
-    names = {envelope.block for envelope in run.envelopes} if run else set()
+    names = set(run.blocks) if run is not None else set()
     return {name: _percent(state.blocks[name]) for name in sorted(names)}
 
 
@@ -142,7 +155,9 @@ def refusal(kind: str, error: PftError) -> BudgetEvent | None:
 
 
 def _percent(block: Block) -> int:
-    """Returns how much of its budget is used, the larger of epsilon and delta."""
+    """Returns the part used: of rho, or the larger of epsilon and delta."""
+    if block.filter is not None:
+        return 100 * block.filter.spent_rho_units // block.filter.rho_units
     return max(
         100 * block.used_epsilon_units // block.epsilon_units,
         100 * block.used_delta_units // block.delta_units,

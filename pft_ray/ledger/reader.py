@@ -28,6 +28,13 @@ if TYPE_CHECKING:
     from pft_ray.ledger.store import Source
 
 
+def _block_of(entry: Entry) -> str | None:
+    """Returns the block that an entry makes or changes, if it does."""
+    if entry.kind in ("block", "filter_block"):
+        return str(entry.body["name"])
+    return str(entry.body["block"]) if entry.kind == "move" else None
+
+
 class LedgerReader:
     """The questions a ledger answers. Nothing here appends."""
 
@@ -144,7 +151,7 @@ class LedgerReader:
                     if len(found) >= limit:
                         break
                     entry = read_entry(row)
-                    is_block = entry.kind == "block" and entry.body["name"] == block
+                    is_block = _block_of(entry) == block
                     if (
                         run_ids is None
                         or entry.body.get("run_id") in run_ids

@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from pft_ray.accounting.plan import Plan
     from pft_ray.ledger.budget import Envelope
     from pft_ray.ledger.entries import Position
+    from pft_ray.ledger.filter_records import FilterBudget, Holding
+    from pft_ray.ledger.shares import RhoShare
 
 END_STATUSES = ("completed", "budget_exhausted", "interrupted", "failed")
 # No epoch can take a run again that has one of these.
-FINAL_STATUSES = ("completed", "budget_exhausted", "released")
+FINAL_STATUSES = ("completed", "budget_exhausted", "released", "settled")
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,11 @@ class Dataset:
 
 @dataclass
 class Block:
-    """A part of a data set with its own budget, and what was taken from it."""
+    """A part of a data set with its own budget, and what was taken from it.
+
+    Envelopes are counted in the fields for epsilon and delta; a block of mode
+    ``filter`` counts in ``filter``, and these stay 0.
+    """
 
     name: str
     dataset: str
@@ -58,6 +64,7 @@ class Block:
     used_delta_units: int = 0
     num_reservations: int = 0
     num_non_private: int = 0
+    filter: FilterBudget | None = None
 
     @property
     def remaining_epsilon_units(self) -> int:
@@ -132,8 +139,9 @@ class Look:
 class Run:
     """A reserved run and everything that was charged to it.
 
-    ``status`` is ``reserved``, ``running``, one of the end statuses, or ``released``
-    when the reservation was given back.
+    ``status`` is ``reserved``, ``running``, one of the end statuses, ``released``
+    when the reservation was given back whole, or ``settled`` when a filter run gave
+    back what it was not charged. A plan run has envelopes, a filter run holdings.
     """
 
     run_id: str
@@ -155,6 +163,20 @@ class Run:
     looks: list[Look] = field(default_factory=list)
     released: dict[int, dict[str, Any]] = field(default_factory=dict)
     checkpoints: list[Checkpoint] = field(default_factory=list)
+    holdings: list[Holding] = field(default_factory=list)
+
+    @property
+    def shares(self) -> tuple[RhoShare, ...]:
+        """What it reserved of filter blocks; empty for a plan run."""
+        return tuple(holding.share for holding in self.holdings)
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Names of the blocks that it reserved on, one a part."""
+        return tuple(
+            [envelope.block for envelope in self.envelopes]
+            + [share.block for share in self.shares]
+        )
 
     @property
     def open_attempt(self) -> Attempt | None:
@@ -177,6 +199,9 @@ class Run:
         for envelope in self.envelopes:
             if envelope.purpose == "evaluation":
                 return envelope.block
+        for share in self.shares:
+            if share.role == "evaluation":
+                return share.block
         return None
 
     def close_attempt(self) -> None:

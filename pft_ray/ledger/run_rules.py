@@ -25,6 +25,7 @@ from pft_ray.ledger.records import (
     Look,
     Run,
 )
+from pft_ray.ledger.share_rules import charge_shares, settle_shares
 
 if TYPE_CHECKING:
     from pft_ray.ledger.state import LedgerState
@@ -172,10 +173,14 @@ def find_grant(state: LedgerState, body: Body) -> int | None:
 
 
 def advance_grant(state: LedgerState, entry: Entry) -> None:
-    """Charges the steps; the first charge uses the run's envelopes whole."""
+    """Charges the steps; the first charge uses the run's envelopes whole.
+
+    Shares of rho are charged step by step.
+    """
     body = entry.body
     run = state.runs[body["run_id"]]
     use_envelopes(state, run)
+    charge_shares(state, run, "training", body["stop"] - body["start"])
     attempt = run.attempts[-1]
     attempt.next_step = body["stop"]
     attempt.grants[body["nonce"]] = (body["start"], body["stop"], entry.sequence)
@@ -206,6 +211,7 @@ def advance_look(state: LedgerState, entry: Entry) -> None:
     """Charges the look."""
     run = state.runs[entry.body["run_id"]]
     use_envelopes(state, run)
+    charge_shares(state, run, "evaluation", 1)
     body = entry.body
     run.looks.append(Look(body["position"], body["block"], body["epoch"]))
 
@@ -274,8 +280,13 @@ def check_end(state: LedgerState, body: Body) -> None:
 
 
 def advance_end(state: LedgerState, entry: Entry) -> None:
-    """Closes the run; an interrupted one can be taken by a new epoch."""
+    """Closes the run; an interrupted one can be taken by a new epoch.
+
+    A filter run that is over for good gives back what it was not charged.
+    """
     run = state.runs[entry.body["run_id"]]
     run.close_attempt()
     run.status = entry.body["status"]
     run.num_steps_released = entry.body["num_steps_released"]
+    if run.is_final:
+        settle_shares(state, run)

@@ -15,7 +15,7 @@ from pft_ray.errors import (
     UnknownBlockError,
     VerificationError,
 )
-from pft_ray.ledger import block_rules, run_rules
+from pft_ray.ledger import block_rules, filter_rules, run_rules
 from pft_ray.ledger.entries import (
     GENESIS_PREVIOUS,
     Body,
@@ -117,6 +117,10 @@ _RULES = {
     "genesis": _Rule(block_rules.check_genesis, block_rules.advance_genesis),
     "dataset": _Rule(block_rules.check_dataset, block_rules.advance_dataset),
     "block": _Rule(block_rules.check_block, block_rules.advance_block),
+    "filter_block": _Rule(
+        filter_rules.check_filter_block, filter_rules.advance_filter_block
+    ),
+    "move": _Rule(filter_rules.check_move, filter_rules.advance_move),
     "non_private": _Rule(
         block_rules.check_non_private, block_rules.advance_non_private
     ),

@@ -7,11 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from pft_ray.ledger.budget import Envelope, delta_value, epsilon_value
+from pft_ray.ledger.filter_status import FilterStatus, budget_figures
 
 if TYPE_CHECKING:
     from pft_ray.accounting.plan import Plan
     from pft_ray.ledger.entries import Position
     from pft_ray.ledger.records import Block, Run
+    from pft_ray.ledger.shares import RhoShare
     from pft_ray.ledger.state import LedgerState
 
 
@@ -22,7 +24,8 @@ class BlockStatus:
     ``reserved`` counts every envelope that was not given back, ``used`` those whose
     run was charged, ``remaining`` what the next run may reserve. ``overlapping`` names
     the blocks that may hold the same units: a unit's whole loss is at most the sum over
-    its block and these.
+    its block and these. A filter block counts in ``filter``; its epsilons are units
+    converted at its order.
     """
 
     name: str
@@ -42,6 +45,7 @@ class BlockStatus:
     num_reservations: int
     num_non_private: int
     overlapping: tuple[str, ...]
+    filter: FilterStatus | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the status as JSON."""
@@ -63,6 +67,7 @@ class RunStatus:
     plan: Plan
     plan_digest: str
     envelopes: tuple[Envelope, ...]
+    shares: tuple[RhoShare, ...]
     reservation: Position
     epoch: int
     num_attempts: int
@@ -81,6 +86,7 @@ class RunStatus:
         fields = dict(vars(self))
         fields["plan"] = self.plan.to_dict()
         fields["envelopes"] = [envelope.to_dict() for envelope in self.envelopes]
+        fields["shares"] = [share.to_dict() for share in self.shares]
         fields["reservation"] = self.reservation._asdict()
         return fields
 
@@ -95,13 +101,8 @@ def block_status(state: LedgerState, block: Block) -> BlockStatus:
         unit=block.unit,
         mode=block.mode,
         epsilon=epsilon_value(block.epsilon_units),
-        reserved_epsilon=epsilon_value(block.reserved_epsilon_units),
-        used_epsilon=epsilon_value(block.used_epsilon_units),
-        remaining_epsilon=epsilon_value(block.remaining_epsilon_units),
         delta=delta_value(block.delta_units),
-        reserved_delta=delta_value(block.reserved_delta_units),
-        used_delta=delta_value(block.used_delta_units),
-        remaining_delta=delta_value(block.remaining_delta_units),
+        **budget_figures(block),
         num_reservations=block.num_reservations,
         num_non_private=block.num_non_private,
         overlapping=tuple(
@@ -114,11 +115,7 @@ def block_status(state: LedgerState, block: Block) -> BlockStatus:
 
 def run_ids_of(state: LedgerState, block: str) -> tuple[str, ...]:
     """Returns the runs that hold, or held, an envelope on the block."""
-    return tuple(
-        run.run_id
-        for run in state.runs.values()
-        if any(envelope.block == block for envelope in run.envelopes)
-    )
+    return tuple(run.run_id for run in state.runs.values() if block in run.blocks)
 
 
 def run_status(run: Run) -> RunStatus:
@@ -133,6 +130,7 @@ def run_status(run: Run) -> RunStatus:
         plan=run.plan,
         plan_digest=run.plan_digest,
         envelopes=run.envelopes,
+        shares=run.shares,
         reservation=run.reservation,
         epoch=run.epoch,
         num_attempts=len(run.attempts),

@@ -18,8 +18,13 @@ from pft_ray.errors import (
     VerificationError,
 )
 from pft_ray.ledger.anchor import check_anchor
-from pft_ray.ledger.budget import envelope_epsilon_units
+from pft_ray.ledger.budget import delta_value, envelope_epsilon_units
 from pft_ray.ledger.entries import bad_row
+from pft_ray.ledger.filter_verify import (
+    check_filter_blocks,
+    check_shares_anew,
+    reported_epsilons,
+)
 from pft_ray.ledger.observers import BudgetEvent
 from pft_ray.ledger.opening import ledger_source, open_for_reading
 from pft_ray.ledger.owner_blocks import owner_of
@@ -67,7 +72,8 @@ class RunCheck:
 
     ``epsilon`` is the run's, computed anew: the largest over its blocks, each with
     those added that may hold the same units. ``envelope`` is the same of what was
-    reserved, ``delta`` of its deltas. ``stated`` is what a report of the run has to say
+    reserved, ``delta`` of its deltas. Of a filter run both are its whole reservation,
+    converted at the blocks' orders. ``stated`` is what a report of the run has to say
     of its plan.
     """
 
@@ -277,6 +283,7 @@ def check_runs(
     Raises:
         VerificationError: A run costs more than its envelope; its row is named.
     """
+    check_filter_blocks(state)
     price = cache(epsilon or _pld)
     return tuple(
         _check_run(state, run, price)
@@ -287,6 +294,8 @@ def check_runs(
 
 def _check_run(state: LedgerState, run: Run, price: PriceFunction) -> RunCheck:
     """Prices the events of a run's envelopes anew, from the ledger alone."""
+    if run.holdings:
+        return _check_filter_run(state, run)
     checks = []
     for envelope in run.envelopes:
         found = price(envelope.event, envelope.delta)
@@ -340,6 +349,32 @@ def _sharing(block: Block, blocks: list[Block]) -> list[int]:
         for place, other in enumerate(blocks)
         if other is block or not block.is_disjoint_from(other)
     ]
+
+
+def _check_filter_run(state: LedgerState, run: Run) -> RunCheck:
+    """Prices the shares of a filter run anew; it is stated at its whole reservation."""
+    checks = check_shares_anew(state, run)
+    epsilons = reported_epsilons(state, run)
+    blocks = [state.blocks[name] for name in epsilons]
+    whole = [
+        (
+            sum(epsilons[blocks[place].name] for place in _sharing(block, blocks)),
+            sum(delta_value(blocks[p].delta_units) for p in _sharing(block, blocks)),
+        )
+        for block in blocks
+    ]
+    epsilon, delta = (max(parts) for parts in zip(*whole, strict=True))
+    return RunCheck(
+        run_id=run.run_id,
+        status=run.status,
+        num_steps_charged=run.num_steps_charged,
+        num_steps_max=run.num_steps_max,
+        epsilon=epsilon,
+        envelope=epsilon,
+        delta=delta,
+        envelopes=tuple(EnvelopeCheck(*check) for check in checks),
+        stated=_stated(run),
+    )
 
 
 def _stated(run: Run) -> dict[str, Any]:
