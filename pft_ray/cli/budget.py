@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pft_ray.cli import budget_files, examples, render
+from pft_ray.cli import budget_allocate, budget_files, examples, render
 from pft_ray.cli.options import JobArgument, JsonOption, LedgerOption, SetOption
 from pft_ray.errors import InputError
 
@@ -298,5 +298,6 @@ def release(
         )
 
 
+app.command(epilog=examples.ALLOCATE)(budget_allocate.allocate)
 app.command(epilog=examples.EXPORT_LEDGER)(budget_files.export)
 app.command("import-check", epilog=examples.IMPORT_CHECK)(budget_files.import_check)

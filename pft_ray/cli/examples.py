@@ -45,6 +45,9 @@ SHOW = _lines(
 )
 HISTORY = _lines("pft budget history --run RUN --limit 200")
 VERIFY = _lines("pft budget verify", "pft budget verify --runs /srv/runs --json")
+ALLOCATE = _lines(
+    "pft budget allocate tickets/train --jobs-left 3 --after RUN",
+)
 EXPORT_LEDGER = _lines("pft budget export /backup/ledger-2026-11.jsonl")
 IMPORT_CHECK = _lines("pft budget import-check /backup/ledger-2026-11.jsonl")
 RELEASE = _lines("pft budget release RUN")
