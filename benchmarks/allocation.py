@@ -228,11 +228,13 @@ def measure(card: Card, *, quick: bool) -> None:
         tables = pieces.tables(built, 256 if quick else 0)
         budget = budget_of(built, rounds)
         for boost in BOOSTS:
-            with tempfile.TemporaryDirectory(prefix="pft-bench-") as folder:
-                with new_ledger(Path(folder), budget) as ledger:
-                    work = Rounds(built, tables, budget, ledger, rounds)
-                    scores = work.train(Allocation(boost))
-                    status = ledger.block_status("train").filter
+            with (
+                tempfile.TemporaryDirectory(prefix="pft-bench-") as folder,
+                new_ledger(Path(folder), budget) as ledger,
+            ):
+                work = Rounds(built, tables, budget, ledger, rounds)
+                scores = work.train(Allocation(boost))
+                status = ledger.block_status("train").filter
             assert status is not None
             found[boost].append(scores)
             spent = epsilon_of_units(status.spent_rho_units, budget.delta, budget.order)

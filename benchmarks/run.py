@@ -25,6 +25,7 @@ NAMES = (
     "scaling",
     "quickstart",
     "agent_mail",
+    "allocation",
 )
 
 
