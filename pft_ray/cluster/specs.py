@@ -24,12 +24,14 @@ def split_predicate(job: JobSpec, role: str) -> dict[str, object]:
     """
     split = job.data.split
     column = split.field or job.data.user or job.data.id
+    window = split.spec().window
     return {
         "kind": "hash-split",
         **({"field": column} if column else {"of": "the whole content"}),
         "salt": split.salt,
         "validation_fraction": split.validation_fraction,
         "role": role,
+        **({} if window is None else {"window": window.cut()}),
     }
 
 

@@ -1,12 +1,12 @@
 """The job file: one YAML document, read once, frozen, and turned into a plan."""
 
 from pft_ray.config.build import BuiltJob, build_job, build_plan
+from pft_ray.config.data_section import DataSection, SplitSection, WindowSection
 from pft_ray.config.load import job_schema, load_job, read_job
 from pft_ray.config.owners import OwnerSection, OwnersSection
 from pft_ray.config.quantile import QuantileSection
 from pft_ray.config.sections import (
     ClusterSection,
-    DataSection,
     EvaluationSection,
     JobSpec,
     LedgerSection,
@@ -14,7 +14,6 @@ from pft_ray.config.sections import (
     ModelSection,
     PhaseSection,
     PrivacySection,
-    SplitSection,
     TrainingSection,
 )
 
@@ -34,6 +33,7 @@ __all__ = [
     "QuantileSection",
     "SplitSection",
     "TrainingSection",
+    "WindowSection",
     "build_job",
     "build_plan",
     "job_schema",

@@ -88,6 +88,7 @@ _ADDED_LATER: dict[tuple[str, ...], dict[str, Any]] = {
     ("model",): {"dropout": False},
     ("training",): {"autocast": None},
     ("privacy",): {"mode": "central", "owners": None},
+    ("data", "split"): {"window": None},
 }
 
 

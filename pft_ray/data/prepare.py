@@ -138,6 +138,7 @@ def prepare_table(
     """Does what :func:`prepare_data` does after reading."""
     check_ids(table, spec)
     records, dropped = validate_table(table, spec)
+    records = _inside(records, spec)
     digests = unit_digests(records, spec, fingerprint_key)
     if spec.deduplicate == "exact":
         kept = _first_of_equals(records, digests)
@@ -157,6 +158,14 @@ def prepare_table(
         dropped=dropped,
         spec=spec,
     )
+
+
+def _inside(records: list[Record], spec: DataSpec) -> list[Record]:
+    """Returns the records of the job's window: each is judged by itself."""
+    window = spec.split.window
+    if window is None:
+        return records
+    return [r for r in records if r.moment is not None and window.holds(r.moment)]
 
 
 def _first_of_equals(records: list[Record], digests: NDArray[np.uint8]) -> set[int]:

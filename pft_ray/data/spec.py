@@ -11,6 +11,8 @@ from pft_ray.errors import DataError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pft_ray.data.windows import WindowSpec
+
 Format = Literal["auto", "parquet", "csv", "jsonl", "dataset"]
 Deduplicate = Literal["none", "exact", "beforehand"]
 RelationDomain = Literal["raw", "prepared"]
@@ -26,11 +28,13 @@ class SplitSpec:
         salt: Public salt; another salt gives another split.
         validation_fraction: Expected share of units in the validation block, in
             [0, 1).
+        window: Records that are used at all, by a moment of their own; None: all.
     """
 
     field: str | None = None
     salt: str = "1"
     validation_fraction: float = 0.2
+    window: WindowSpec | None = None
 
     def __post_init__(self) -> None:
         fraction = self.validation_fraction
@@ -141,11 +145,16 @@ class DataSpec:
         return self.split.field or self.user or self.id
 
     @property
+    def window_column(self) -> str | None:
+        """The column of the moment; None when all records are used."""
+        return self.split.window.field if self.split.window is not None else None
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """The columns that are read, each once, in a fixed order."""
         named = (
             *(self.content_column, self.label, self.id, self.user),
-            *(self.split_column, self.owner),
+            *(self.split_column, self.owner, self.window_column),
         )
         return tuple(dict.fromkeys(name for name in named if name is not None))
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from pft_ray.crypto import keyed_digest
 from pft_ray.data.validate import Content, Fault, Record, content_of, key_text
+from pft_ray.data.windows import moment_of
 from pft_ray.errors import DataError
 
 if TYPE_CHECKING:
@@ -43,6 +44,11 @@ def owner_namespace(spec: DataSpec) -> str:
     return f"owner:{spec.owner}"
 
 
+def window_namespace(spec: DataSpec) -> str:
+    """Returns the namespace of (record, moment) pairs."""
+    return f"window:{spec.window_column}"
+
+
 def content_bytes(content: Content) -> bytes:
     """Returns the one byte form of a text or of messages."""
     return json.dumps(content, ensure_ascii=True, separators=(",", ":")).encode()
@@ -61,8 +67,9 @@ def unit_digests(
     """Returns one 16-byte digest for each record.
 
     With an id column: the keyed digest of the id. Without: of everything that the
-    job reads of the record (content, class, user, split and owner) and of a copy number
-    among records that are equal in all of it. Places in the file never enter.
+    job reads of the record (content, class, user, split, owner and moment) and of a
+    copy number among records that are equal in all of it. Places in the file never
+    enter.
 
     Args:
         records: Records of one file, both blocks together.
@@ -91,6 +98,8 @@ def unit_digests(
         parts += [record.user, record.split_value]
         if spec.owner is not None:
             parts.append(record.owner_value)
+        if spec.window_column is not None:
+            parts.append(str(record.moment))
         raw = json.dumps(parts, ensure_ascii=True, separators=(",", ":")).encode()
         rows.append(
             keyed_digest(fingerprint_key, b"unit/content", raw, _copy(copies[raw]))
@@ -146,13 +155,14 @@ def registration_fingerprints(
     Returns:
         By namespace, sorted distinct rows of shape (n, 16): the records, the users
         when a user column is declared, and when another column than the id decides
-        the block, or the owner, each record together with its value there.
+        the block, the owner, or whether a record lies in a window, each record together
+        with its value there.
 
     Guarantee:
         Two files with equal fingerprints put every record into the same block, for
         any salt and fraction: no record can be charged to one block of a split in
         one run and to the other block, which is taken to be disjoint, in the next.
-        The same holds for the blocks of owners, for any rule.
+        The same holds for the blocks of owners, for any rule, and for those of windows.
     """
     found: dict[str, NDArray[np.uint8]] = {}
     name = record_namespace(spec)
@@ -170,6 +180,11 @@ def registration_fingerprints(
     if spec.owner not in (None, spec.id, spec.split_column):
         name = owner_namespace(spec)
         values = table.columns[str(spec.owner)]
+        found[name] = _pair_fingerprints(name, table, spec, values, fingerprint_key)
+    if spec.window_column is not None:
+        name = window_namespace(spec)
+        moments = [moment_of(value) for value in table.columns[spec.window_column]]
+        values = [None if moment is None else str(moment) for moment in moments]
         found[name] = _pair_fingerprints(name, table, spec, values, fingerprint_key)
     return found
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pft_ray.data.table import UNREADABLE, RawTable
+from pft_ray.data.windows import Moment, moment_of
 from pft_ray.errors import DataError
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ MISSING_ID = "missing_id"
 MISSING_USER = "missing_user"
 MISSING_SPLIT_FIELD = "missing_split_field"
 MISSING_OWNER = "missing_owner"
+MISSING_MOMENT = "missing_moment"
 DUPLICATE = "duplicate"
 TEMPLATE_FAILED = "template_failed"
 TOKENIZER_FAILED = "tokenizer_failed"
@@ -119,6 +121,7 @@ class Record:
         user: Value of the user column.
         split_value: Value that decides its block; None: the content does.
         owner_value: Value that decides its owner; None: there are no owners.
+        moment: What decides whether it lies in the window; None: there is none.
     """
 
     number: int
@@ -128,6 +131,7 @@ class Record:
     user: str | None = None
     split_value: str | None = None
     owner_value: str | None = None
+    moment: Moment | None = None
 
 
 def key_text(value: Any) -> str | None:
@@ -207,7 +211,14 @@ def validate_row(
         values[name] = None if column is None else key_text(row[column])
         if column is not None and values[name] is None:
             return Fault(reason)
-    return Record(number=number, content=content, target=target, **values)
+    moment = None
+    if spec.window_column is not None:
+        moment = moment_of(row[spec.window_column])
+        if moment is None:
+            return Fault(MISSING_MOMENT)
+    return Record(
+        number=number, content=content, target=target, moment=moment, **values
+    )
 
 
 def validate_table(table: RawTable, spec: DataSpec) -> tuple[list[Record], Dropped]:

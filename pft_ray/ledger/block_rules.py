@@ -32,6 +32,7 @@ from pft_ray.ledger.share_rules import (
     settle_shares,
 )
 from pft_ray.ledger.shares import RhoShare, part_from_dict
+from pft_ray.ledger.windows import check_window
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -105,6 +106,7 @@ def check_definition(state: LedgerState, body: Body) -> None:
         raise InputError(f"A block {name!r} exists already.")
     namespaces = state.dataset(body["dataset"]).namespaces
     check_owner_cut(name, body["predicate"], namespaces)
+    check_window(name, body["predicate"], namespaces)
     if not isinstance(body["predicate"].get("kind"), str):
         raise InputError(
             f"The predicate of block {name!r} has no kind.",

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pft_ray.ledger.owner_blocks import are_apart
+from pft_ray.ledger.windows import windows_apart
 
 if TYPE_CHECKING:
     from pft_ray.accounting.plan import Plan
@@ -80,14 +81,15 @@ class Block:
         """Whether the public predicates prove that no unit is in both blocks.
 
         Known to be disjoint are, within one hash split of one registration and one
-        unit, its two roles, and in one role the owners that one rule tells apart.
-        Whatever else is cut from it overlaps, and so do blocks of different
-        registrations: their ids may come from different namespaces. What is not
-        disjoint is summed.
+        unit, its two roles, the owners that one rule tells apart and, when the unit is
+        the record, windows of one column that do not overlap. Whatever else is cut
+        from it overlaps, and so do blocks of different registrations: their ids may
+        come from different namespaces. What is not disjoint is summed.
         """
         mine, theirs = dict(self.predicate), dict(other.predicate)
         roles = mine.pop("role", None), theirs.pop("role", None)
         owners = mine.pop("owner", None), theirs.pop("owner", None)
+        windows = mine.pop("window", None), theirs.pop("window", None)
         if (
             self.dataset != other.dataset
             or mine != theirs
@@ -96,6 +98,8 @@ class Block:
         ):
             return False
         if set(roles) == {"train", "validation"}:
+            return True
+        if self.unit == "record" and windows_apart(*windows):
             return True
         return roles[0] == roles[1] and are_apart(*owners)
 

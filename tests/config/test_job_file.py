@@ -142,7 +142,8 @@ SECTIONS = dict(sections())
 def test_every_section_is_found():
     names = {".".join(str(part) for part in place) for place in SECTIONS}
     assert names == {
-        *("", "data", "data.split", "model", "model.lora", "privacy"),
+        *("", "data", "data.split", "data.split.window", "model", "model.lora"),
+        "privacy",
         *("training", "training.phases.0", "training.phases.0.quantile"),
         *("privacy.owners", "privacy.owners.members.0"),
         *("evaluation", "cluster", "ledger"),
@@ -157,6 +158,9 @@ def with_key(place, key):
         job["privacy"] = {"mode": "owners", "owners": {"field": "sender"}}
         members = [{"name": n, "size": 150, "epsilon": 2.0} for n in "ab"]
         job["privacy"]["owners"]["members"] = members
+    if "window" in place:
+        window = {"field": "day", "since": 0, "until": 9}
+        job["data"]["split"] = {**job["data"].get("split", {}), "window": window}
     target = job
     for part in place:
         target = target[part]
