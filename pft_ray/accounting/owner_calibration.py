@@ -143,6 +143,7 @@ def owner_rows(
             num_workers=num_workers,
             num_shares=plan.num_shares,
             num_colluding=num_colluding,
+            num_missing=plan.tolerate_missing,
         )
         against = math.inf
         if share > 0:

@@ -180,6 +180,7 @@ def noise_against_colluders(
     num_workers: int,
     num_shares: int,
     num_colluding: int,
+    num_missing: int = 0,
 ) -> Fraction:
     """Returns the part of the noise variance that colluding owners do not know.
 
@@ -193,9 +194,11 @@ def noise_against_colluders(
         num_workers: Workers, of which each owner runs its own.
         num_shares: V.
         num_colluding: Owners that put together what they know.
+        num_missing: Shares that a roster may lack, t; the others' are taken to be
+            absent, and each carries 1/(V - t).
 
     Returns:
-        The sum of the shares of all others over V; 0 when a colluding owner may run
+        The sum of the shares of all others over V - t; 0 when a colluding owner may run
         the worker that holds the victim's own units.
     """
 
@@ -213,4 +216,5 @@ def noise_against_colluders(
         (sum(i % num_workers in group for i in range(num_shares)) for group in groups),
         reverse=True,
     )
-    return 1 - Fraction(sum(known[:num_colluding]), num_shares)
+    needed = num_shares - num_missing
+    return 1 - min(Fraction(1), Fraction(sum(known[:num_colluding]), needed))

@@ -29,9 +29,17 @@ from pft_ray.accounting.events import (
 from pft_ray.accounting.independent import check_independent, independent_event
 from pft_ray.accounting.owners import Owners
 from pft_ray.accounting.quantile import QuantileClipping
+from pft_ray.accounting.tolerance import check_tolerance
 from pft_ray.errors import PlanError
 
 PLAN_VERSION = 1
+# Fields that plans got later: without them a plan keeps the digest it had.
+_ADDED_LATER = {
+    "user": None,
+    "owners": None,
+    "independent_workers": 1,
+    "tolerate_missing": 0,
+}
 Unit = Literal["record", "user"]
 Clipping = Literal["flat", "automatic", "per_layer", "adaptive"]
 LookKind = Literal["classification", "causal_lm"]
@@ -48,18 +56,6 @@ _CANONICAL = json.JSONEncoder(
 def canonical_json(value: Any) -> bytes:
     """Returns the one byte form of a JSON value: sorted keys, no spaces, no NaN."""
     return _CANONICAL.encode(value).encode()
-
-
-def default_interval(num_steps: int) -> int:
-    """Returns the default checkpoint interval and grant size for T planned steps."""
-    return max(1, min(5, num_steps // 20))
-
-
-def default_fault_reserve(
-    num_steps: int, checkpoint_interval: int, grant_size: int
-) -> int:
-    """Returns the default fault reserve: max(T/20, checkpoint interval + grant)."""
-    return max(-(-num_steps // 20), checkpoint_interval + grant_size)
 
 
 @dataclass(frozen=True)
@@ -220,7 +216,8 @@ class Plan:
         fault_reserve: F extra steps that pay for steps run again after a fault.
         delta: Of the training guarantee.
         target_epsilon: What the job asked for; None when sigma was given.
-        num_shares: V, the fixed number of noise shares; each has numerator 1 of V.
+        num_shares: V, the fixed number of noise shares; each has numerator 1 of V, or
+            of V - t when t may be absent.
         grant_size: Steps a grant covers at most.
         checkpoint_interval: Steps between registered checkpoints.
         evaluation: The looks, or None.
@@ -229,6 +226,7 @@ class Plan:
         user: How users are hidden; for the unit ``user``, and only there.
         owners: Owners with epsilons of their own; ``sample_rate`` is then their mean.
         independent_workers: Workers that each draw from all units, with whole noise.
+        tolerate_missing: t, the shares of V that may be absent from a roster.
     """
 
     unit: Unit
@@ -248,6 +246,7 @@ class Plan:
     user: UserLevel | None = None
     owners: Owners | None = None
     independent_workers: int = 1
+    tolerate_missing: int = 0
 
     def __post_init__(self) -> None:
         check_word(self.unit, Unit, "unit")
@@ -278,6 +277,7 @@ class Plan:
             )
         check_below_one_nth(self.delta, self.size)
         check_independent(self)
+        check_tolerance(self)
         if self.owners is not None:
             self.owners.check_fits(
                 self.size,
@@ -358,8 +358,8 @@ class Plan:
                 del phase["clipping"]
             if phase["quantile"] is None:
                 del phase["quantile"]
-        for name in ("user", "owners", "independent_workers"):
-            if data[name] in (None, 1):
+        for name, absent in _ADDED_LATER.items():
+            if data[name] == absent:
                 del data[name]
         data["version"] = PLAN_VERSION
         return json.loads(canonical_json(data))  # type: ignore[no-any-return]

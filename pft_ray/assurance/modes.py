@@ -27,13 +27,16 @@ def mode_fields(
     Returns:
         Nothing when the plan has one mechanism with one epsilon.
     """
+    missing: dict[str, Any] = {}
+    if plan.tolerate_missing:
+        missing = {"tolerate_missing": plan.tolerate_missing}
     if plan.independent_workers > 1:
-        return {"independent_workers": plan.independent_workers}
+        return {"independent_workers": plan.independent_workers} | missing
     owners = plan.owners
     if owners is None:
         return {}
     rows = owner_rows(plan, num_workers=workers, num_colluding=num_colluding)
     for row in rows:
         row["block"] = accounts[row["name"]]
-    note = owners_note(plan.unit, owners.method, num_colluding)
-    return {"owners": rows, "owners_note": note}
+    note = owners_note(plan, num_colluding)
+    return {"owners": rows, "owners_note": note} | missing

@@ -244,6 +244,12 @@ def _curve(facts: ReportFacts) -> Markup:
     )
 
 
+def _shares(facts: ReportFacts) -> str:
+    missing = facts.plan.tolerate_missing
+    absent = f" ({missing} may be absent)" if missing else ""
+    return f"{facts.workers}, {facts.plan.num_shares}{absent}"
+
+
 def _expected(plan: Plan) -> str:
     drawn = "records" if plan.user and plan.user.kind == "els" else "units"
     return f"expected {drawn} a step"
@@ -285,7 +291,7 @@ def _plan(report: dict[str, Any], facts: ReportFacts) -> Markup:
         ["training ε at T_max (PLD)", round_up(accountants["pld"], 5)],
         ["the same by RDP", round_up(accountants["rdp"], 5)],
         ["training δ", round_up(plan.delta)],
-        ["workers, noise shares", f"{facts.workers}, {plan.num_shares}"],
+        ["workers, noise shares", _shares(facts)],
         *_evaluation_rows(facts),
         ["plan digest", report["plan_digest"]],
         ["pft_ray", report["pft_ray_version"]],

@@ -7,7 +7,7 @@ from decimal import ROUND_CEILING, Decimal
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pft_ray.accounting.plan import UserLevel
+    from pft_ray.accounting.plan import Plan, UserLevel
 
 INTERVAL_NOTE = (
     "Intervals cover 95 % of the noise added for privacy; not the choice of units, nor "
@@ -117,15 +117,20 @@ def user_note(user: UserLevel, user_column: str | None) -> str:
     )
 
 
-def owners_note(unit: str, method: str, num_colluding: int) -> str:
+def owners_note(plan: Plan, num_colluding: int) -> str:
     """Returns what the epsilons of owners bound, and against whom."""
-    how = "drawn at its owner's rate" if method == "sample" else "clipped at its norm"
+    unit, by_sample = plan.unit, plan.owners is None or plan.owners.method == "sample"
+    how = "drawn at its owner's rate" if by_sample else "clipped at its norm"
+    absent = ""
+    if plan.tolerate_missing:
+        absent = f" Both hold with {plan.tolerate_missing} worker(s) absent, too."
     return (
         f"Each {unit} is {how} and loses at most the ε of its owner: one {unit}, never "
         "all that an owner holds. The first ε is against whoever sees what is "
         f"released, the second against {num_colluding} other owner(s) who subtract "
         "their own shares of the noise; none means that they share a worker. Who "
-        "reads partial sums on the wire, or other workers' memory, is not covered. "
+        f"reads partial sums on the wire, or other workers' memory, is not "
+        f"covered.{absent} "
         "Membership, sizes and ε of owners are public."
     )
 

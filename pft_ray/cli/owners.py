@@ -1,8 +1,54 @@
-"""What ``pft plan`` says of owners with epsilons of their own."""
+"""What ``pft plan`` says of owners, of independent workers and of who may be absent."""
 
 from __future__ import annotations
 
 from typing import Any
+
+
+def mode_fields(built: Any) -> dict[str, Any]:
+    """Returns what is said beside one mechanism with one epsilon; nothing for that."""
+    return owner_fields(built) | sequential_fields(built) | tolerance_fields(built)
+
+
+def mode_lines(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns the lines of :func:`mode_fields`."""
+    return [
+        *owner_lines(result),
+        *sequential_lines(result),
+        *tolerance_lines(result),
+    ]
+
+
+def tolerance_fields(built: Any) -> dict[str, Any]:
+    """Returns what rosters that may be short cost; nothing when none may."""
+    from pft_ray.accounting.tolerance import noise_inflation
+
+    plan = built.plan
+    if not plan.tolerate_missing:
+        return {}
+    return {
+        "tolerance": {
+            "tolerate_missing": plan.tolerate_missing,
+            "num_shares": plan.num_shares,
+            "noise_inflation": noise_inflation(plan),
+        }
+    }
+
+
+def tolerance_lines(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns the line of rosters that may be short."""
+    tolerance = result.get("tolerance")
+    if tolerance is None:
+        return []
+    extra = tolerance["noise_inflation"] - 1
+    price = f"{extra:+.1%} noise when all are there" if extra else "no more noise"
+    return [
+        (
+            "absences",
+            f"{tolerance['tolerate_missing']} of {tolerance['num_shares']} workers may "
+            f"be absent when a roster is fixed, the last ranks: {price}",
+        )
+    ]
 
 
 def owner_fields(built: Any) -> dict[str, Any]:

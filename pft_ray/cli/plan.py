@@ -11,12 +11,7 @@ import typer
 from pft_ray.cli import render
 from pft_ray.cli.adaptive import quantile_fields, quantile_rows
 from pft_ray.cli.options import JsonOption, LedgerOption, SetOption
-from pft_ray.cli.owners import (
-    owner_fields,
-    owner_lines,
-    sequential_fields,
-    sequential_lines,
-)
+from pft_ray.cli.owners import mode_fields, mode_lines
 from pft_ray.errors import InputError
 
 _DELTA = 1e-5
@@ -226,7 +221,7 @@ def _price_job(job: Path, overrides: list[str], ledger: str | None) -> dict[str,
         for p in built.plan.phases
     ]
     result |= _reserve_price(built.plan) | _compared(built)
-    result |= owner_fields(built) | sequential_fields(built)
+    result |= mode_fields(built)
     result["num_shares"] = built.plan.num_shares
     result["plan_digest"] = built.plan.digest
     result["blocks"] = _blocks(built, ledger)
@@ -309,8 +304,7 @@ def _show(result: dict[str, Any]) -> None:
             f"{_unit_words(result)}, add/remove, {result['relation_domain']} list",
         ),
         *_user_rows(result),
-        *owner_lines(result),
-        *sequential_lines(result),
+        *mode_lines(result),
         ("noise multiplier", f"{result['noise_multiplier']:.6g}"),
         (
             "sample rate",

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pft_ray.cluster.step_keys import step_keys
+from pft_ray.cluster.step_keys import check_roster, step_keys
 from pft_ray.crypto import derive_key, new_key
 from pft_ray.errors import (
     AttemptClosedError,
@@ -131,17 +131,13 @@ class Coordinator:
 
         Raises:
             RunFailedError: The second unplanned end after the same charged step.
-            GrantRefusedError: Tokens repeat, or there are more ranks than shares.
+            GrantRefusedError: Tokens repeat, or there are more ranks than shares, or
+                fewer than the plan tolerates.
         """
         with self._lock:
             if len(set(tokens)) != len(tokens):
                 raise GrantRefusedError("Two ranks have the same incarnation token.")
-            if len(tokens) > self._plan.num_shares:
-                raise GrantRefusedError(
-                    f"{len(tokens)} workers for {self._plan.num_shares} noise shares: "
-                    "some would send sums without noise.",
-                    "Raise training.noise_shares or lower cluster.workers.",
-                )
+            check_roster(self._plan, len(tokens))
             if self._is_repeated(tokens, start):
                 assert self._attempt is not None
                 return self._attempt.number

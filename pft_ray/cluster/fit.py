@@ -47,9 +47,9 @@ class FitOutcome:
 
 
 def fit_workers(
-    built: BuiltJob, folder: RunFolder, resume_from: Path | None
+    built: BuiltJob, folder: RunFolder, resume_from: Path | None, num_workers: int
 ) -> FitOutcome:
-    """Runs the worker group to its end.
+    """Runs the worker group to its end, with as many workers as there are.
 
     A worker's death restarts the whole group from the last registered checkpoint,
     as a new attempt; that is repeated ``cluster.max_failures`` times.
@@ -69,7 +69,7 @@ def fit_workers(
         train_loop_config=asdict(settings),
         torch_config=TorchConfig(backend="gloo", timeout_s=_COLLECTIVE_TIMEOUT_S),
         scaling_config=ScalingConfig(
-            num_workers=cluster.workers,
+            num_workers=num_workers,
             resources_per_worker={"CPU": cluster.cpus_per_worker},
         ),
         run_config=RunConfig(

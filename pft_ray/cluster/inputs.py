@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from pft_ray.accounting.owners import owners_of_rank
+from pft_ray.accounting.tolerance import num_parties
 from pft_ray.cluster.model_check import check_model
 from pft_ray.cluster.specs import block_predicates, owner_rule
 from pft_ray.data.owners import with_owners
@@ -165,9 +166,13 @@ def load_inputs(
         places = shard_of(units, rank, world)
     else:
         assert table.owners is not None
-        num_owners = len(owners.members)
+        assert plan is not None
         places = owner_shard(
-            table.owners, units, rank=rank, world=world, num_owners=num_owners
+            table.owners,
+            units,
+            rank=rank,
+            world=num_parties(plan, world),
+            num_owners=len(owners.members),
         )
     if not by_users:
         return Inputs(table.take(places), validation, notes)

@@ -95,8 +95,16 @@ def ray_cluster(
             shutil.rmtree(temp_dir, ignore_errors=True)
 
 
-def check_placement(workers: int, cpus_per_worker: float, timeout_s: float) -> None:
-    """Refuses a job whose workers the cluster cannot hold.
+def check_placement(
+    workers: int, cpus_per_worker: float, timeout_s: float, *, num_missing: int = 0
+) -> int:
+    """Waits for nodes that hold the workers, and returns how many to start.
+
+    Args:
+        workers: Number of workers.
+        cpus_per_worker: CPUs of each.
+        timeout_s: How long to wait for all of them.
+        num_missing: How many may be absent when the time is over.
 
     Raises:
         PlacementError: Says how many fit and what to change.
@@ -108,12 +116,15 @@ def check_placement(workers: int, cpus_per_worker: float, timeout_s: float) -> N
         cpus = [node["Resources"].get("CPU", 0.0) for node in nodes]
         fitting = sum(int(cpu / cpus_per_worker + 1e-9) for cpu in cpus)
         if fitting >= workers:
-            return
+            return workers
         if time.monotonic() >= deadline:
             break
         time.sleep(0.5)
+    if fitting >= workers - num_missing:
+        return fitting
     raise PlacementError(
-        f"The job asks for {workers} workers of {cpus_per_worker:g} CPUs; the cluster "
-        f"has {sum(cpus):g} CPUs on {len(nodes)} nodes and holds {fitting}.",
+        f"The job asks for {workers - num_missing} workers of {cpus_per_worker:g} "
+        f"CPUs; the cluster has {sum(cpus):g} CPUs on {len(nodes)} nodes and holds "
+        f"{fitting}.",
         "Lower cluster.workers or cluster.cpus_per_worker, or add nodes.",
     )

@@ -5,12 +5,35 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pft_ray.accounting.owners import owners_of_rank
+from pft_ray.accounting.tolerance import needed_shares, num_parties
 from pft_ray.crypto import derive_key
+from pft_ray.errors import GrantRefusedError
 from pft_ray.mechanisms import assign_shares
 from pft_ray.training.step import StepKeys
 
 if TYPE_CHECKING:
     from pft_ray.accounting.plan import Plan
+
+
+def check_roster(plan: Plan, num_ranks: int) -> None:
+    """Refuses a roster that cannot carry the plan's noise, before any share is drawn.
+
+    Raises:
+        GrantRefusedError: More ranks than shares, or, where absences are tolerated,
+            fewer than the shares that a step needs.
+    """
+    if num_ranks > plan.num_shares:
+        raise GrantRefusedError(
+            f"{num_ranks} workers for {plan.num_shares} noise shares: some would send "
+            "sums without noise.",
+            "Raise training.noise_shares or lower cluster.workers.",
+        )
+    if plan.tolerate_missing and num_ranks < needed_shares(plan):
+        raise GrantRefusedError(
+            f"{num_ranks} of {plan.num_shares} workers are there, and at most "
+            f"{plan.tolerate_missing} may be absent: the noise would not be whole.",
+            "Bring more of them back; the run resumes with the same command.",
+        )
 
 
 def step_keys(
@@ -34,10 +57,13 @@ def step_keys(
         ranks. With owners each owner's units have a sampling key of their own, which
         goes to the ranks that serve that owner alone: no other owner can tell which
         of its units are in a step, so sampling hides them from other owners too.
-        Independent workers have a sampling key and a noise share each.
+        Independent workers have a sampling key and a noise share each. Where absences
+        are tolerated, rank r of a short roster is what it is in a full one: nobody
+        plays the owners, workers and shares of those who are absent.
     """
     run, attempt, step = position
-    shares = assign_shares(plan.num_shares, world, rank)
+    parties = num_parties(plan, world)
+    shares = assign_shares(plan.num_shares, parties, rank)
     sample_key = b""
     served: tuple[int, ...] = ()
     if plan.independent_workers > 1:
@@ -45,7 +71,7 @@ def step_keys(
     elif plan.owners is None:
         sample_key = derive_key(attempt_key, "sample", run, attempt, step)
     else:
-        served = owners_of_rank(rank, world, len(plan.owners.members))
+        served = owners_of_rank(rank, parties, len(plan.owners.members))
     return StepKeys(
         attempt=attempt,
         step=step,
@@ -59,4 +85,5 @@ def step_keys(
             (part, derive_key(attempt_key, "sample", run, attempt, step, part))
             for part in served
         ),
+        num_ranks=world,
     )

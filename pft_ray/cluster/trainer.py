@@ -111,6 +111,7 @@ class PrivateTrainer:
         named = ledger_location(ledger) if ledger else None
         self.ledger_url = named or ledger_location(spec.ledger.url, origin)
         self._on_progress = on_progress
+        self._num_workers = spec.cluster.workers
 
     def fit(
         self,
@@ -125,6 +126,9 @@ class PrivateTrainer:
             address: Ray address; None takes the job's, else starts a local Ray.
             new: Start a new run even when an unfinished one could be resumed.
             resume: Run id to resume.
+
+        Where the job tolerates absences, as many workers are started as nodes hold
+        within ``placement_timeout_s``. Those who are absent are the last ranks.
 
         Raises:
             BudgetError: The plan does not fit the blocks; nothing was read.
@@ -143,13 +147,18 @@ class PrivateTrainer:
         started = time.perf_counter()
         num_cpus = cluster.workers * cluster.cpus_per_worker
         with ray_cluster(address, num_cpus=num_cpus):
-            check_placement(
-                cluster.workers, cluster.cpus_per_worker, cluster.placement_timeout_s
+            self._num_workers = check_placement(
+                cluster.workers,
+                cluster.cpus_per_worker,
+                cluster.placement_timeout_s,
+                num_missing=cluster.tolerate_missing,
             )
             folder.acquire()
             try:
                 if not resumed:
                     self._reserve(ledger, folder)
+                if self._num_workers < cluster.workers:
+                    folder.log_event("short_roster", workers=self._num_workers)
                 return self._drive(ledger, folder, started, resumed=resumed)
             finally:
                 folder.release()
@@ -262,7 +271,9 @@ class PrivateTrainer:
         """Runs the workers in a thread and polls the coordinator meanwhile."""
         box: list[FitOutcome] = []
         thread = threading.Thread(
-            target=lambda: box.append(fit_workers(self.built, folder, checkpoint)),
+            target=lambda: box.append(
+                fit_workers(self.built, folder, checkpoint, self._num_workers)
+            ),
             daemon=True,
         )
         thread.start()

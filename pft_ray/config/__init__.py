@@ -3,6 +3,7 @@
 from pft_ray.config.build import BuiltJob, build_job, build_plan
 from pft_ray.config.data_section import DataSection, SplitSection, WindowSection
 from pft_ray.config.load import job_schema, load_job, read_job
+from pft_ray.config.lora import LoraSection
 from pft_ray.config.owners import OwnerSection, OwnersSection
 from pft_ray.config.quantile import QuantileSection
 from pft_ray.config.sections import (
@@ -10,7 +11,6 @@ from pft_ray.config.sections import (
     EvaluationSection,
     JobSpec,
     LedgerSection,
-    LoraSection,
     ModelSection,
     PhaseSection,
     PrivacySection,

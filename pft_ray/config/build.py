@@ -13,6 +13,7 @@ from pft_ray.accounting.calibration import (
     calibrate_discrete_sigma,
     calibrate_noise_multiplier,
 )
+from pft_ray.accounting.defaults import default_fault_reserve, default_interval
 from pft_ray.accounting.owner_calibration import OwnerTarget, individualise
 from pft_ray.accounting.plan import (
     EvaluationPlan,
@@ -20,8 +21,6 @@ from pft_ray.accounting.plan import (
     Plan,
     UserLevel,
     canonical_json,
-    default_fault_reserve,
-    default_interval,
 )
 from pft_ray.accounting.user_levels import cheaper, price_user_levels
 from pft_ray.config.owners import training_blocks
@@ -297,6 +296,7 @@ def build_plan(job: JobSpec) -> tuple[Plan, float]:
         "user": user,
         "owners": owners,
         "independent_workers": many,
+        "tolerate_missing": job.cluster.tolerate_missing,
     }
     plan = Plan(**fields)
     epsilon = epsilon_of(plan.event, plan.delta)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pft_ray.config.owners import check_owners, check_sequential
+from pft_ray.config.owners import check_absences, check_owners, check_sequential
 from pft_ray.config.users import check_users
 from pft_ray.errors import ConfigError
 
@@ -25,6 +25,7 @@ def check_consistent(job: JobSpec) -> None:
         check_users,
         check_owners,
         check_sequential,
+        check_absences,
         _check_evaluation,
         _check_workers,
     ):

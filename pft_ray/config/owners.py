@@ -106,6 +106,31 @@ def check_sequential(job: JobSpec) -> None:
         )
 
 
+def check_absences(job: JobSpec) -> None:
+    """Refuses a job that tolerates absences which do not cost a share of noise.
+
+    Raises:
+        ConfigError: Names the key and what to change.
+    """
+    missing, workers = job.cluster.tolerate_missing, job.cluster.workers
+    if not missing:
+        return
+    if job.privacy.mode == "central":
+        raise ConfigError(
+            f"cluster.tolerate_missing is {missing} with privacy.mode central.",
+            "Leave it out: workers that are there share out all units and all noise, "
+            "so no absence costs anything. It is for modes owners and sequential.",
+        )
+    shares = job.training.noise_shares
+    if missing >= workers or shares not in (None, workers):
+        raise ConfigError(
+            f"cluster.tolerate_missing is {missing} with {workers} workers and "
+            f"training.noise_shares {shares}.",
+            "Tolerate fewer than all workers, and leave training.noise_shares out: "
+            "each worker has one share.",
+        )
+
+
 def check_owners(job: JobSpec) -> None:
     """Refuses a job whose owners do not fit its data, unit or evaluation.
 

@@ -27,35 +27,13 @@ from pft_ray.config.base import (
 )
 from pft_ray.config.consistency import check_consistent
 from pft_ray.config.data_section import DataSection
+from pft_ray.config.lora import LoraSection
 from pft_ray.config.owners import OwnersSection, check_mode
 from pft_ray.config.quantile import QuantileSection
 from pft_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from pft_ray.data.spec import DataSpec
-
-
-class LoraSection(Section):
-    """Low-rank adapters and where they go."""
-
-    rank: Annotated[int, Field(ge=1, le=1024)] = Field(8, description="Rank r.")
-    alpha: Positive = Field(16.0, description="The adapter's scale is alpha / rank.")
-    targets: tuple[Text, ...] = Field(
-        min_length=1, description="Names of the modules that get an adapter."
-    )
-    layers: tuple[NonNegative, ...] | None = Field(
-        None, min_length=1, description="Layers that get one, from 0; default: all."
-    )
-    rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) instead.")
-    bias: Literal["none", "all", "lora_only"] = Field(
-        "none", description="Biases of the base model that are trained too."
-    )
-    modules_to_save: tuple[Text, ...] = Field(
-        (), description="Modules that are trained whole, for example lm_head."
-    )
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="Rate at which inputs of the adapters are dropped."
-    )
 
 
 class ModelSection(Section):
@@ -273,6 +251,9 @@ class ClusterSection(Section):
     address: Text | None = Field(None, description="Ray address; default: local.")
     max_failures: NonNegative = Field(
         3, description="Worker deaths a start survives before it ends."
+    )
+    tolerate_missing: NonNegative = Field(
+        0, description="Owners or independent workers that may be absent, t."
     )
     placement_timeout_s: Positive = Field(
         60.0, description="How long to wait for nodes that hold the workers."

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pft_ray.accounting.events import PoissonGaussian
+from pft_ray.accounting.tolerance import needed_shares
 from pft_ray.errors import PlanError
 from pft_ray.mechanisms.gaussian import noise_pieces, share_std
 from pft_ray.mechanisms.sampling import poisson_sample
@@ -28,7 +29,7 @@ class SampledGaussian:
     Attributes:
         sample_rate: Probability of a unit to be in a step.
         noise_multiplier: Noise deviation over clip norm, all shares together.
-        num_shares: V, the shares that carry the noise.
+        num_shares: Shares that carry the noise: V, less those that may be absent.
         owners: Owners with rates or clip norms of their own, or None.
     """
 
@@ -41,7 +42,7 @@ class SampledGaussian:
     def from_plan(cls, plan: Plan) -> SampledGaussian:
         """Returns the mechanism of the plan's steps."""
         # An independent worker has the whole noise of its own release.
-        num_shares = plan.num_shares if plan.independent_workers == 1 else 1
+        num_shares = needed_shares(plan) if plan.independent_workers == 1 else 1
         return cls(plan.sample_rate, plan.noise_multiplier, num_shares, plan.owners)
 
     @property

@@ -66,14 +66,20 @@ def header_length(max_shares: int) -> int:
 
 
 def check_headers(
-    headers: Sequence[NDArray[np.int64]], own: NDArray[np.int64], denominator: int
+    headers: Sequence[NDArray[np.int64]],
+    own: NDArray[np.int64],
+    denominator: int,
+    *,
+    num_missing: int = 0,
 ) -> None:
     """Checks that all ranks do the same step and that the noise is complete.
 
     Args:
         headers: Packed headers of all ranks, this one included.
         own: This rank's packed header.
-        denominator: The plan's number of shares V.
+        denominator: The shares that carry the whole noise, each with numerator 1: the
+            plan's V, less those that its rosters may lack.
+        num_missing: How many rosters may lack; indices lie below the sum of the two.
 
     Raises:
         VoidStepError: Attempt, step, phase, clip norm or plan differ between ranks,
@@ -86,6 +92,7 @@ def check_headers(
         When this returns on every rank, the shares about to be drawn carry at least
         the whole variance of the plan, each key once.
     """
+    num_shares = denominator + num_missing
     if not any(np.array_equal(words, own) for words in headers):
         raise VoidStepError("This rank's own header is missing from the roster.")
     seen: set[int] = set()
@@ -103,7 +110,7 @@ def check_headers(
             raise VoidStepError(f"Rank {rank} holds no noise share.")
         pairs = words[_FIXED : _FIXED + 2 * count].reshape(count, 2).tolist()
         for index, numerator in pairs:
-            if index in seen or not 0 <= index < denominator or numerator < 1:
+            if index in seen or not 0 <= index < num_shares or numerator < 1:
                 raise VoidStepError(
                     f"Noise share {index} of rank {rank} is repeated or unknown."
                 )

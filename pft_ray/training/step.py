@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 
+from pft_ray.accounting.tolerance import needed_shares
 from pft_ray.errors import PlanError, VoidStepError
 from pft_ray.mechanisms import ShareHeader, check_headers
 from pft_ray.training.clip_norms import ClipNorms
@@ -75,6 +76,7 @@ class StepKeys:
         noise_keys: One key for each share.
         part_keys: (number, sampling key) pairs of the owners that this rank serves, or
             of the independent workers that it plays, and of no other.
+        num_ranks: Ranks of the attempt's roster.
     """
 
     attempt: int
@@ -83,6 +85,7 @@ class StepKeys:
     shares: tuple[tuple[int, int], ...]
     noise_keys: tuple[bytes, ...]
     part_keys: tuple[tuple[int, bytes], ...] = ()
+    num_ranks: int = 1
 
     def __repr__(self) -> str:
         return f"StepKeys(attempt={self.attempt}, step={self.step}, keys hidden)"
@@ -276,4 +279,10 @@ class PrivateStep:
             keys.shares,
         )
         own = header.pack(self.plan.num_shares)
-        check_headers(self.collective.gather(own), own, self.plan.num_shares)
+        missing = self.plan.tolerate_missing
+        headers = self.collective.gather(own)
+        if missing and len(headers) != keys.num_ranks:
+            raise VoidStepError(
+                f"{len(headers)} of the attempt's {keys.num_ranks} ranks are there."
+            )
+        check_headers(headers, own, needed_shares(self.plan), num_missing=missing)

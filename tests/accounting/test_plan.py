@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pft_ray.accounting.defaults import default_fault_reserve, default_interval
 from pft_ray.accounting.events import (
     Composed,
     DiscreteGaussian,
@@ -22,8 +23,6 @@ from pft_ray.accounting.plan import (
     Phase,
     Plan,
     UserLevel,
-    default_fault_reserve,
-    default_interval,
 )
 from pft_ray.accounting.quantile import QuantileClipping
 from pft_ray.errors import PlanError
@@ -101,6 +100,7 @@ OTHER["user"] = USERS
 OWNERS = Owners("sample", (Owner("a", 1150, 1.0, 0.05), Owner("b", 3000, 3.0, 0.15)))
 OTHER["owners"] = OWNERS
 OTHER["independent_workers"] = 2  # as many as PLAN has shares
+OTHER["tolerate_missing"] = 1
 OWNER = {"size": 1150, "epsilon": 1.0, "sample_rate": 0.05, "clip_scale": 0.9}
 OTHER_OWNER = {
     "name": "c",
@@ -161,9 +161,11 @@ PLANS = RECORD_PLANS | st.builds(
 
 
 PLANS |= st.builds(
-    lambda plan, size, rates: dataclasses.replace(
+    lambda plan, size, rates, missing: dataclasses.replace(
         plan,
         size=size + 1,
+        num_shares=4,
+        tolerate_missing=missing,
         owners=Owners(
             "sample", (Owner("a", 1, 1.0, rates[0]), Owner("b", size, 2.0, rates[1]))
         ),
@@ -171,6 +173,7 @@ PLANS |= st.builds(
     RECORD_PLANS,
     st.integers(1, 10**6),
     st.tuples(st.floats(1e-6, 1.0), st.floats(1e-6, 1.0)),
+    st.integers(0, 3),
 )
 
 
@@ -208,7 +211,10 @@ def test_digest_changes_with_each_field(name):
     changes = {name: OTHER[name]}
     if name in ("unit", "user"):  # belong together
         changes = {"unit": "user", "user": USERS}
-    assert dataclasses.replace(PLAN, **changes).digest != PLAN.digest
+    plan = PLAN
+    if name == "tolerate_missing":  # of owners
+        plan = dataclasses.replace(PLAN, owners=OWNERS)
+    assert dataclasses.replace(plan, **changes).digest != plan.digest
 
 
 @pytest.mark.parametrize("name", OTHER_USERS)

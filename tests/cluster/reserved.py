@@ -76,24 +76,34 @@ def reserve(folder: Path, **changes) -> Reserved:
     ledger.fingerprint_key()
     rows = [hashlib.sha256(f"unit {i}".encode()).digest()[:16] for i in range(400)]
     units = np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(-1, 16)
-    ledger.register_dataset("d", public=False, namespaces={"record": units}, facts={})
-    for role in ("train", "validation"):
+    ledger.register_dataset(
+        "d",
+        public=False,
+        namespaces={"record": units, "owner:tenant": units},
+        facts={},
+    )
+    accounts = {"d/train": plan.event}
+    if plan.owners is not None:
+        names = [owner.name for owner in plan.owners.members]
+        accounts = {f"d/train/{n}": plan.owner_event(i) for i, n in enumerate(names)}
+    for name in (*accounts, "d/validation"):
+        role, *owner = name.split("/")[1:]
+        cut = {"owner": {"name": owner[0], "field": "tenant"}} if owner else {}
+        split = {"kind": "hash-split", "salt": "1", "validation_fraction": 0.2}
         ledger.create_block(
             BlockSpec(
-                name=f"d/{role}",
+                name=name,
                 dataset="d",
-                predicate={
-                    "kind": "hash-split",
-                    "salt": "1",
-                    "role": role,
-                    "validation_fraction": 0.2,
-                },
+                predicate={**split, "role": role, **cut},
                 unit="record",
                 epsilon=80.0,
                 delta=1e-4,
             )
         )
-    envelopes = [Envelope.priced("d/train", "training", 8.0, 1e-5, plan.event)]
+    envelopes = [
+        Envelope.priced(name, "training", 8.0, 1e-5, event)
+        for name, event in accounts.items()
+    ]
     if plan.evaluation is not None:
         envelopes.append(
             Envelope.priced(

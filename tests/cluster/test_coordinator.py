@@ -73,6 +73,26 @@ def test_with_owners_each_rank_gets_the_sampling_keys_of_its_own_alone(tmp_path)
     assert {step.sample_key for step in (*first, *second)} == {b""}
 
 
+def test_a_roster_may_lack_as_many_as_the_plan_tolerates(tmp_path):
+    """Refused before an attempt is opened, so before any share is drawn."""
+    members = (Owner("a", 100, 2.0, 0.1), Owner("b", 300, 4.0, 0.2))
+    owners = Owners("sample", members)
+    run = reserve(tmp_path, owners=owners, num_shares=3, tolerate_missing=1)
+    coordinator = run.coordinator()
+    with pytest.raises(GrantRefusedError, match="1 of 3 workers are there"):
+        coordinator.open_attempt([A], 0, "start")
+    with pytest.raises(GrantRefusedError, match="4 workers for 3"):
+        coordinator.open_attempt([A, B, C, bytes(16)], 0, "start")
+    assert run.ledger().run_status(run.run_id).num_attempts == 0
+    attempt = coordinator.open_attempt([A, B], 0, "start")
+    steps = [
+        coordinator.request(attempt, r, t, 0, 3).steps[0] for r, t in ((0, A), (1, B))
+    ]
+    assert [step.shares for step in steps] == [((0, 1),), ((1, 1),)]
+    assert [step.num_ranks for step in steps] == [2, 2]
+    assert coordinator.open_attempt([A, B, C], 3, "resume") == attempt + 1
+
+
 def test_the_same_request_again_gets_the_same_grant_and_no_new_charge(run):
     coordinator = run.coordinator()
     attempt = coordinator.open_attempt([A], 0, "start")

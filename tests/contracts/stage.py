@@ -46,9 +46,11 @@ class Stage:
     Attributes:
         die_at: Planned steps at which rank 0 dies, once each, after its sum is final.
         coordinator: The coordinator of the run under way.
+        absent: Workers that no node holds.
     """
 
     die_at: list[int] = field(default_factory=list)
+    absent: int = 0
     coordinator: Coordinator | None = None
     checkpoints: list[Path] = field(default_factory=list)
     storage: Path = Path()
@@ -181,7 +183,7 @@ def set_stage(monkeypatch, stage: Stage | None = None) -> Stage:
     train = worker.ray.train
     for module, name, value in (
         (trainer, "ray_cluster", _no_cluster),
-        (trainer, "check_placement", lambda *_: None),
+        (trainer, "check_placement", lambda workers, *_, **__: workers - stage.absent),
         (trainer, "start_coordinator", stage.start_coordinator),
         (trainer, "stop_coordinator", lambda _run: None),
         (trainer, "call", stage.call),

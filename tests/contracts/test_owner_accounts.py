@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from pft_ray.cluster.inputs import load_inputs
 from pft_ray.cluster.registration import create_budget
 from pft_ray.cluster.trainer import PrivateTrainer
-from pft_ray.config import build_job, load_job
+from pft_ray.config import build_job, load_job, read_job
 from pft_ray.data.owners import OwnerRule
-from pft_ray.errors import DataError, InputError
+from pft_ray.errors import ConfigError, DataError, GrantRefusedError, InputError
 from pft_ray.ledger import Ledger
 from pft_ray.ledger.home import keys_dir, ledger_location
 from pft_ray.ledger.owner_blocks import are_apart
-from tests.contracts.stage import set_stage
+from tests.contracts.stage import Stage, set_stage
 from tests.e2e.refusals import pft
-from tests.tiny_job import make_rows, write_csv, write_job
+from tests.tiny_job import job_dict, make_rows, write_csv, write_job
 
 MEMBERS = [
     {"name": "a", "size": 60, "epsilon": 2.0},
@@ -225,3 +225,59 @@ def test_a_short_account_refuses_the_run_and_names_its_owner(job):
     assert not (job.parent / "runs").exists()
     asked = [b["fits"] for b in pft("plan", job, "--json").json["blocks"]]
     assert asked == [False, True, True, False]
+
+
+SHORT = JOB | {"cluster__tolerate_missing": 1}
+
+
+def test_a_run_without_its_last_owner(job, monkeypatch):
+    write_job(job.parent, **SHORT)
+    said = pft("plan", job, "--json").json
+    assert said["tolerance"]["noise_inflation"] == pytest.approx(1.5**0.5)
+    central = pft("plan", job, "--json", "--set", "cluster.tolerate_missing=0").json
+    assert said["noise_multiplier"] == central["noise_multiplier"]
+    shown = " ".join(pft("plan", job).out.split())
+    assert "1 of 3 workers may be absent when a roster is fixed" in shown
+    assert "+22.5% noise when all are there" in shown
+    create_budget(job, runs=2)
+    set_stage(monkeypatch, Stage(absent=1))
+    result = PrivateTrainer(job).fit()
+    assert result.status == "completed"
+    report = result.report
+    assert (report["tolerate_missing"], report["workers"]) == (1, 3)
+    assert "with 1 worker(s) absent" in report["owners_note"]
+    # Every account pays, whoever was there: who is absent is for the operator only.
+    assert {line["run_epsilon"] for line in report["blocks"]} == {2.0, 4.0, 8.0}
+    assert "3, 3 (1 may be absent)" in (result.folder / "report.html").read_text()
+    events = (result.folder / "events.jsonl").read_text()
+    assert '"short_roster"' in events
+    set_stage(monkeypatch)
+    whole = PrivateTrainer(job).fit(new=True).report
+    assert set(whole) == set(report)
+    assert whole["owners"] == report["owners"]
+
+
+def test_an_owner_too_many_away_makes_no_step(job, monkeypatch):
+    write_job(job.parent, **SHORT)
+    create_budget(job)
+    set_stage(monkeypatch, Stage(absent=2))
+    with pytest.raises(GrantRefusedError, match="1 of 3 workers"):
+        PrivateTrainer(job).fit()
+    with opened() as ledger:
+        (run,) = ledger.runs()
+        assert (run.num_attempts, run.num_steps_charged) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (CENTRAL | {"privacy__owners": None}, "no absence costs anything"),
+        ({"cluster__tolerate_missing": 3}, "fewer than all workers"),
+        ({"training__noise_shares": 6}, "each worker has one share"),
+    ],
+)
+def test_jobs_that_cannot_tolerate_absences(change, says):
+    read_job(job_dict(**SHORT))
+    with pytest.raises(ConfigError) as caught:
+        read_job(job_dict(**(SHORT | change)))
+    assert says in caught.value.fix

@@ -12,7 +12,7 @@ from pft_ray.cluster.registration import create_budget
 from pft_ray.cluster.trainer import PrivateTrainer
 from pft_ray.config import build_job, load_job, read_job
 from pft_ray.errors import ConfigError
-from tests.contracts.stage import set_stage
+from tests.contracts.stage import Stage, set_stage
 from tests.e2e.refusals import pft
 from tests.tiny_job import job_dict, write_job
 
@@ -61,3 +61,17 @@ def test_jobs_that_are_refused(change):
     read_job(job_dict(**SEQUENTIAL))
     with pytest.raises(ConfigError):
         read_job(job_dict(**(SEQUENTIAL | change)))
+
+
+def test_independent_workers_may_be_absent_at_no_price(tmp_path, monkeypatch):
+    """Each has the whole noise; who is absent releases nothing, and is paid for."""
+    monkeypatch.setenv("PFT_HOME", str(tmp_path / "home"))
+    job = write_job(tmp_path / "job", **SEQUENTIAL, cluster__tolerate_missing=1)
+    said = pft("plan", job, "--json").json
+    assert said["tolerance"]["noise_inflation"] == 1
+    assert said["sequential"]["num_events"] == 36
+    assert "the last ranks: no more noise" in " ".join(pft("plan", job).out.split())
+    create_budget(job)
+    set_stage(monkeypatch, Stage(absent=1))
+    result = PrivateTrainer(job).fit()
+    assert (result.status, result.report["tolerate_missing"]) == ("completed", 1)

@@ -139,3 +139,17 @@ def test_packing():
     assert set(words[13:].tolist()) == {-1}
     with pytest.raises(VoidStepError, match="2 shares of 1"):
         header([(0, 1), (1, 1)]).pack(1)
+
+
+@pytest.mark.parametrize("there", [(0, 1), (0, 2), (1, 2), (0, 1, 2)])
+def test_a_roster_may_lack_a_share_that_the_others_make_up_for(there):
+    """Three shares, each half of the variance."""
+    packed = [header([(index, 1)]).pack(4) for index in there]
+    for own in packed:
+        check_headers(packed, own, 2, num_missing=1)
+    with pytest.raises(VoidStepError):
+        check_headers(packed[:1], packed[0], 2, num_missing=1)
+    for index in (3, -1, there[0]):
+        more = [*packed, header([(index, 1)]).pack(4)]
+        with pytest.raises(VoidStepError, match="repeated or unknown"):
+            check_headers(more, packed[0], 2, num_missing=1)

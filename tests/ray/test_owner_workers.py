@@ -9,7 +9,7 @@ import pytest
 from pft_ray.assurance.claims import check_reports, collect_claims
 from pft_ray.cluster.registration import create_budget
 from pft_ray.cluster.trainer import PrivateTrainer
-from pft_ray.errors import BudgetError
+from pft_ray.errors import BudgetError, PlacementError
 from pft_ray.ledger import Ledger
 from pft_ray.ledger.home import keys_dir
 from pft_ray.ledger.verify import verify
@@ -58,3 +58,27 @@ def test_three_workers_of_three_owners(fresh_home, job_folder):
     assert caught.value.exit_code == 3
     with Ledger.open(trainer.ledger_url, keys_dir=keys_dir(), create=False) as ledger:
         assert ledger.position() == position
+
+
+def test_a_cluster_without_room_for_the_last_owner(fresh_home, job_folder):
+    """Four CPUs hold two of three workers: the roster is short from its start."""
+    owners = {"field": "sender", "salt": "o", "members": MEMBERS}
+    changes = {
+        "privacy__mode": "owners",
+        "privacy__epsilon": None,
+        "privacy__owners": owners,
+        "cluster__workers": 3,
+        "cluster__cpus_per_worker": 1.5,
+        "cluster__placement_timeout_s": 1,
+    }
+    job = write_job(job_folder, **changes)
+    create_budget(job)
+    with pytest.raises(PlacementError, match="asks for 3 workers"):
+        PrivateTrainer(job).fit()
+    job = write_job(job_folder, **changes, cluster__tolerate_missing=1)
+    result = PrivateTrainer(job).fit()
+    assert result.status == "completed"
+    assert result.report["tolerate_missing"] == 1
+    events = (result.folder / "events.jsonl").read_text()
+    assert '"short_roster"' in events
+    assert '"workers": 2' in events
