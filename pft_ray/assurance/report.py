@@ -13,7 +13,13 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from pft_ray import __version__
-from pft_ray.accounting.accountants import epsilon as epsilon_of
+from pft_ray.assurance.losses import (
+    block_fields,
+    filter_fields,
+    prices_of,
+    stated_epsilon,
+    whole_loss,
+)
 from pft_ray.assurance.modes import mode_fields
 from pft_ray.assurance.wording import (
     INTERVAL_NOTE,
@@ -27,11 +33,12 @@ from pft_ray.assurance.wording import (
 from pft_ray.errors import InputError, VerificationError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pft_ray.accounting.plan import Phase, Plan
 
 SCHEMA_VERSION = 1
 TRAINING = "training"
-EVALUATION = "evaluation"
 _RESULT_FIELDS = {"metric", "private", "interval"}
 _METRIC_FIELDS = _RESULT_FIELDS | {"trivial", "non_private"}
 _TOLERANCE = 1e-6
@@ -50,6 +57,9 @@ class BlockLine:
         run_delta: What this run took of it.
         epsilon_reserved: What all runs so far took of it, this one included.
         overlapping: Names of blocks that may hold the same units as this one.
+        mode: ``plan`` or ``filter``. Of a filter block ``run_epsilon`` is all that the
+            run reserved there, for both roles, and other runs are not told.
+        order: Renyi order of a filter block.
     """
 
     name: str
@@ -60,6 +70,8 @@ class BlockLine:
     run_delta: float
     epsilon_reserved: float
     overlapping: tuple[str, ...] = ()
+    mode: str = "plan"
+    order: int | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +99,8 @@ class ReportFacts:
         run_id: The run.
         job_name: Name of the job.
         plan: The frozen plan.
-        epsilon_by_accountant: Training epsilon at T_max, by ``pld`` and ``rdp``.
+        epsilon_by_accountant: Training epsilon at T_max, by ``pld`` and ``rdp``; of a
+            filter run ``rdp`` is at its order and ``pld`` None.
         blocks: The blocks that the run reserved on.
         training_block: Name of the block that training is paid from.
         looks: Released results, oldest first.
@@ -106,7 +119,7 @@ class ReportFacts:
     run_id: str
     job_name: str
     plan: Plan
-    epsilon_by_accountant: dict[str, float]
+    epsilon_by_accountant: Mapping[str, float | None]
     blocks: tuple[BlockLine, ...]
     training_block: str
     looks: tuple[Look, ...]
@@ -138,8 +151,9 @@ def build_report(facts: ReportFacts) -> dict[str, Any]:
         The result is a function of the plan, the reservation and released values
         alone. ``epsilon`` and ``delta`` hold for every unit of every block of the
         run: the training block at PLD of T_max steps, the evaluation block at PLD
-        of all looks that are paid for. Blocks that may hold the same unit are
-        summed, the others give the maximum. Neither depends on how far a run went.
+        of all looks that are paid for; filter blocks at the whole reservation. Blocks
+        that may hold the same unit are summed, the others give the maximum. Neither
+        depends on how far a run went.
 
     Raises:
         VerificationError: The facts contradict the plan: another epsilon than the
@@ -150,7 +164,7 @@ def build_report(facts: ReportFacts) -> dict[str, Any]:
     _check_blocks(facts)
     _check_looks(facts)
     plan = facts.plan
-    epsilon, delta = _whole_loss(facts)
+    epsilon, delta = whole_loss(facts)
     training = _line(facts, TRAINING)
     utility_all = [_look(look) for look in facts.looks]
     return {
@@ -161,6 +175,7 @@ def build_report(facts: ReportFacts) -> dict[str, Any]:
         "unit": plan.unit,
         **_user(facts),
         **mode_fields(plan, facts.workers, facts.num_colluding),
+        **filter_fields(facts.blocks),
         "relation": "add_remove",
         "relation_domain": plan.relation_domain,
         "relation_note": relation_note(plan.unit, plan.relation_domain),
@@ -178,7 +193,7 @@ def build_report(facts: ReportFacts) -> dict[str, Any]:
         "delta": delta,
         "target_epsilon": plan.target_epsilon,
         "epsilon_by_accountant": {
-            name: float(facts.epsilon_by_accountant[name]) for name in ("pld", "rdp")
+            name: facts.epsilon_by_accountant[name] for name in ("pld", "rdp")
         },
         "block": {
             "name": training.name,
@@ -229,18 +244,8 @@ def _line(facts: ReportFacts, role: str) -> BlockLine:
     )
 
 
-def _prices(facts: ReportFacts) -> dict[str, tuple[float, float]]:
-    """Returns what the plan costs a block of each role: (PLD epsilon, delta)."""
-    plan = facts.plan
-    prices = {TRAINING: (epsilon_of(plan.event, plan.delta), plan.delta)}
-    looks = plan.evaluation
-    if looks is not None:
-        prices[EVALUATION] = (epsilon_of(looks.event, looks.delta), looks.delta)
-    return prices
-
-
 def _check_blocks(facts: ReportFacts) -> None:
-    prices = _prices(facts)
+    prices = prices_of(facts)
     if sorted(line.role for line in facts.blocks) != sorted(prices):
         raise InputError(
             f"The report has blocks for {[line.role for line in facts.blocks]}; "
@@ -262,30 +267,13 @@ def _check_blocks(facts: ReportFacts) -> None:
                 f"{line.epsilon_reserved:.6g} of {line.epsilon:.6g}.",
                 "Check the ledger with `pft budget verify`.",
             )
-    stated = facts.epsilon_by_accountant.get("pld", math.nan)
+    stated = stated_epsilon(facts)
     if not abs(stated - prices[TRAINING][0]) <= _TOLERANCE:
         raise VerificationError(
             f"The report would state epsilon {stated:.6g}; the plan's at "
             f"{facts.plan.num_steps_max} steps is {prices[TRAINING][0]:.6g}.",
             "State the plan's epsilon at T_max, whatever the run did.",
         )
-
-
-def _whole_loss(facts: ReportFacts) -> tuple[float, float]:
-    """Returns (epsilon, delta) that hold for every unit in any block of the run."""
-    prices = _prices(facts)
-    epsilons, deltas = [], []
-    for line in facts.blocks:
-        shared = [
-            prices[other.role]
-            for other in facts.blocks
-            if other is line
-            or other.name == line.name
-            or other.name in line.overlapping
-        ]
-        epsilons.append(math.fsum(epsilon for epsilon, _ in shared))
-        deltas.append(math.fsum(delta for _, delta in shared))
-    return max(epsilons), max(deltas)
 
 
 def _check_looks(facts: ReportFacts) -> None:
@@ -350,6 +338,7 @@ def _block(line: BlockLine) -> dict[str, Any]:
         "delta": line.delta,
         "run_epsilon": line.run_epsilon,
         "run_delta": line.run_delta,
+        **block_fields(line),
     }
 
 

@@ -37,8 +37,14 @@ SCHEMA = _lines("pft schema > job.schema.json")
 CREATE = _lines(
     "pft budget create job.yaml --runs 10",
     "pft budget create job.yaml --epsilon 8 --delta 1e-4",
+    "pft budget create job.yaml --mode filter --purpose training=0.8 --purpose "
+    "tuning=0.2",
 )
 SHOW = _lines("pft budget show", "pft budget show tickets/train --json")
 HISTORY = _lines("pft budget history --run RUN --limit 200")
 VERIFY = _lines("pft budget verify", "pft budget verify --runs /srv/runs --json")
 RELEASE = _lines("pft budget release RUN")
+MOVE = _lines(
+    "pft budget move tickets/train --from tuning --to training --fraction 0.1",
+    "pft budget move tickets/train --from training --to training/epoch-2 --rho 0.05",
+)
