@@ -80,7 +80,7 @@ def set_words(result: dict[str, Any], mode: str | None) -> list[str]:
 
 def used_parts(row: dict[str, Any]) -> tuple[float, float]:
     """Returns which part of a block was used, and used or reserved."""
-    rho = row["filter"]
+    rho = row.get("filter")
     if rho:
         spent: float = rho["spent_fraction"]
         return spent, spent + rho["reserved_fraction"]
