@@ -16,9 +16,15 @@ from pft_ray import __version__
 from pft_ray.assurance.block_prices import (
     TRAINING,
     block_key,
-    block_prices,
     owner_accounts,
     words_of,
+)
+from pft_ray.assurance.losses import (
+    block_fields,
+    filter_fields,
+    prices_of,
+    stated_epsilon,
+    whole_loss,
 )
 from pft_ray.assurance.modes import mode_fields
 from pft_ray.assurance.wording import (
@@ -33,6 +39,8 @@ from pft_ray.assurance.wording import (
 from pft_ray.errors import InputError, VerificationError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pft_ray.accounting.plan import Phase, Plan
 
 SCHEMA_VERSION = 1
@@ -55,6 +63,9 @@ class BlockLine:
         epsilon_reserved: What all runs so far took of it, this one included.
         overlapping: Names of blocks that may hold the same units as this one.
         owner: The owner whose account it is; None for a block of all units.
+        mode: ``plan`` or ``filter``. Of a filter block ``run_epsilon`` is all that the
+            run reserved there, for both roles, and other runs are not told.
+        order: Renyi order of a filter block.
     """
 
     name: str
@@ -66,6 +77,8 @@ class BlockLine:
     epsilon_reserved: float
     overlapping: tuple[str, ...] = ()
     owner: str | None = None
+    mode: str = "plan"
+    order: int | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +106,8 @@ class ReportFacts:
         run_id: The run.
         job_name: Name of the job.
         plan: The frozen plan.
-        epsilon_by_accountant: Training epsilon at T_max, by ``pld`` and ``rdp``.
+        epsilon_by_accountant: Training epsilon at T_max, by ``pld`` and ``rdp``; of a
+            filter run ``rdp`` is at its order and ``pld`` None.
         blocks: The blocks that the run reserved on.
         training_block: Name of the block that training is paid from; with owners,
             that of the one whose units lose most.
@@ -113,7 +127,7 @@ class ReportFacts:
     run_id: str
     job_name: str
     plan: Plan
-    epsilon_by_accountant: dict[str, float]
+    epsilon_by_accountant: Mapping[str, float | None]
     blocks: tuple[BlockLine, ...]
     training_block: str
     looks: tuple[Look, ...]
@@ -145,9 +159,9 @@ def build_report(facts: ReportFacts) -> dict[str, Any]:
         The result is a function of the plan, the reservation and released values
         alone. ``epsilon`` and ``delta`` hold for every unit of every block of the
         run: a training block at PLD of T_max steps (with owners, as they are for a
-        unit of its owner), the evaluation block at PLD of all looks that are paid for.
-        Blocks that may hold the same unit are summed, the others give the maximum.
-        Neither depends on how far a run went.
+        unit of its owner), the evaluation block at PLD of all looks that are paid for;
+        filter blocks at the whole reservation. Blocks that may hold the same unit are
+        summed, the others give the maximum. Neither depends on how far a run went.
 
     Raises:
         VerificationError: The facts contradict the plan: another epsilon than the
@@ -158,7 +172,7 @@ def build_report(facts: ReportFacts) -> dict[str, Any]:
     _check_blocks(facts)
     _check_looks(facts)
     plan = facts.plan
-    epsilon, delta = _whole_loss(facts)
+    epsilon, delta = whole_loss(facts)
     training = _line(facts, TRAINING)
     utility_all = [_look(look) for look in facts.looks]
     return {
@@ -171,6 +185,7 @@ def build_report(facts: ReportFacts) -> dict[str, Any]:
         **mode_fields(
             plan, facts.workers, facts.num_colluding, owner_accounts(facts.blocks)
         ),
+        **filter_fields(facts.blocks),
         "relation": "add_remove",
         "relation_domain": plan.relation_domain,
         "relation_note": relation_note(plan.unit, plan.relation_domain),
@@ -188,7 +203,7 @@ def build_report(facts: ReportFacts) -> dict[str, Any]:
         "delta": delta,
         "target_epsilon": plan.target_epsilon,
         "epsilon_by_accountant": {
-            name: float(facts.epsilon_by_accountant[name]) for name in ("pld", "rdp")
+            name: facts.epsilon_by_accountant[name] for name in ("pld", "rdp")
         },
         "block": {
             "name": training.name,
@@ -240,7 +255,7 @@ def _line(facts: ReportFacts, role: str) -> BlockLine:
 
 
 def _check_blocks(facts: ReportFacts) -> None:
-    prices = block_prices(facts.plan)
+    prices = prices_of(facts)
     found = [block_key(line) for line in facts.blocks]
     if len(set(found)) != len(found) or set(found) != set(prices):
         raise InputError(
@@ -264,30 +279,13 @@ def _check_blocks(facts: ReportFacts) -> None:
                 "Check the ledger with `pft budget verify`.",
             )
     priced = prices[block_key(training)][0]
-    stated = facts.epsilon_by_accountant.get("pld", math.nan)
+    stated = stated_epsilon(facts)
     if not abs(stated - priced) <= _TOLERANCE:
         raise VerificationError(
             f"The report would state epsilon {stated:.6g}; the plan's at "
             f"{facts.plan.num_steps_max} steps is {priced:.6g}.",
             "State the plan's epsilon at T_max, whatever the run did.",
         )
-
-
-def _whole_loss(facts: ReportFacts) -> tuple[float, float]:
-    """Returns (epsilon, delta) that hold for every unit in any block of the run."""
-    prices = block_prices(facts.plan)
-    epsilons, deltas = [], []
-    for line in facts.blocks:
-        shared = [
-            prices[block_key(other)]
-            for other in facts.blocks
-            if other is line
-            or other.name == line.name
-            or other.name in line.overlapping
-        ]
-        epsilons.append(math.fsum(epsilon for epsilon, _ in shared))
-        deltas.append(math.fsum(delta for _, delta in shared))
-    return max(epsilons), max(deltas)
 
 
 def _check_looks(facts: ReportFacts) -> None:
@@ -353,6 +351,7 @@ def _block(line: BlockLine) -> dict[str, Any]:
         "run_epsilon": line.run_epsilon,
         "run_delta": line.run_delta,
         **({} if line.owner is None else {"owner": line.owner}),
+        **block_fields(line),
     }
 
 

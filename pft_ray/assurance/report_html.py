@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pft_ray.assurance.figures import budget_svg, curve_svg, utility_svg
+from pft_ray.assurance.filter_rows import accountant_rows, filter_row
 from pft_ray.assurance.markup import Markup, table, tag
 from pft_ray.assurance.owner_table import owner_table
 from pft_ray.assurance.page_style import STYLE
-from pft_ray.assurance.wording import round_up, unit_phrase
+from pft_ray.assurance.wording import FILTER_NOTE, round_up, unit_phrase
 
 if TYPE_CHECKING:
     from pft_ray.accounting.plan import Plan
@@ -174,6 +175,9 @@ def _metric_figure(name: str, looks: list[dict[str, Any]]) -> Markup:
 def _budget(report: dict[str, Any], facts: ReportFacts) -> Markup:
     bars, words, rows = [], [], []
     for line in facts.blocks:
+        if line.mode == "filter":
+            rows.append(filter_row(line))
+            continue
         others = max(0.0, line.epsilon_reserved - line.run_epsilon)
         left = max(0.0, line.epsilon - line.epsilon_reserved)
         bars.append((f"{line.role}: {line.name}", others, line.run_epsilon, left))
@@ -202,14 +206,14 @@ def _budget(report: dict[str, Any], facts: ReportFacts) -> Markup:
         f"δ = {round_up(report['delta'])}, is this run's alone. All runs on a block "
         "together stay within the block's budget."
     )
+    figure = tag("p", FILTER_NOTE)
+    if bars:
+        drawing = budget_svg(bars, "; ".join(words))
+        figure = tag("figure", drawing, tag("figcaption", caption))
     return tag(
         "section",
         tag("h2", "Budget"),
-        tag(
-            "figure",
-            budget_svg(bars, "; ".join(words)),
-            tag("figcaption", caption),
-        ),
+        figure,
         table("Blocks of this run", head, rows, wide=True),
         tag("p", maxima, class_="muted"),
     )
@@ -288,8 +292,7 @@ def _plan(report: dict[str, Any], facts: ReportFacts) -> Markup:
         ["fault reserve F", plan.fault_reserve],
         ["paid steps T_max", plan.num_steps_max],
         ["target ε", _NONE if target is None else f"{target:.6g}"],
-        ["training ε at T_max (PLD)", round_up(accountants["pld"], 5)],
-        ["the same by RDP", round_up(accountants["rdp"], 5)],
+        *accountant_rows(accountants),
         ["training δ", round_up(plan.delta)],
         ["workers, noise shares", _shares(facts)],
         *_evaluation_rows(facts),

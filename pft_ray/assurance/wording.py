@@ -13,6 +13,12 @@ INTERVAL_NOTE = (
     "Intervals cover 95 % of the noise added for privacy; not the choice of units, nor "
     "the spread over runs. The trivial guess is the best constant answer."
 )
+FILTER_NOTE = (
+    "The blocks of this run are filters: all that is done to them is counted at one "
+    "Rényi order, fixed before. ε of the run is its whole reservation at that order, "
+    "whatever it used. Settings of later runs may follow from results of earlier ones: "
+    "for all runs together the ε of the block holds."
+)
 _LARGEST_SHOWN_FACTOR = 1e6
 
 

@@ -8,6 +8,19 @@ from typing import Annotated, Any
 import typer
 
 from pft_ray.cli import budget_allocate, budget_files, examples, render
+from pft_ray.cli.filter_budget import (
+    PurposeOption,
+    created_words,
+    filter_rows,
+    left_words,
+    mode_override,
+    move,
+    parse_purposes,
+    set_words,
+    show_runs,
+    used_parts,
+    with_runs,
+)
 from pft_ray.cli.options import JobArgument, JsonOption, LedgerOption, SetOption
 from pft_ray.errors import InputError
 
@@ -41,6 +54,11 @@ def create(
         float | None, typer.Option(help="Budget of each block, in place of --runs.")
     ] = None,
     delta: Annotated[float | None, typer.Option(help="Delta with --epsilon.")] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(help="plan or filter; default: the job's privacy.accounting."),
+    ] = None,
+    purpose: PurposeOption = None,
     ledger: LedgerOption = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
@@ -49,22 +67,23 @@ def create(
 
     Doing it twice changes nothing. A block never changes: for another budget on the
     same data, name other blocks in privacy.block and evaluation.block. Their losses
-    then add up.
+    then add up. With --mode filter the training block is divided by --purpose.
     """
     if runs is not None and (epsilon is not None or delta is not None):
         raise InputError(
             "--runs is given together with --epsilon and --delta.",
             "Give --runs, or --epsilon and --delta.",
         )
-    from pft_ray.cluster.registration import create_budget
+    from pft_ray.cluster.filter_budget import BudgetRequest
+    from pft_ray.cluster.registration import create_blocks
 
-    result = create_budget(
+    result = create_blocks(
         job,
-        runs=1 if runs is None else runs,
-        epsilon=epsilon,
-        delta=delta,
+        BudgetRequest(
+            1 if runs is None else runs, epsilon, delta, parse_purposes(purpose or [])
+        ),
         ledger=ledger,
-        overrides=set_,
+        overrides=[*(set_ or []), *mode_override(mode)],
     )
     if as_json:
         render.print_json(result)
@@ -74,6 +93,9 @@ def create(
     kind = "public" if result["public"] else "private"
     out.print(f"Data set {result['registration']} ({kind}): {state}.", markup=False)
     for block in result["blocks"]:
+        if block.get("mode") == "filter":
+            out.print(created_words(block), markup=False)
+            continue
         made = "created" if block["created"] else "was there already"
         out.print(
             f"Block {block['name']}: {made}, epsilon {block['epsilon']:g}, "
@@ -81,6 +103,8 @@ def create(
             f"room for {block['runs_left']} runs of this job.",
             markup=False,
         )
+    for line in set_words(result, mode):
+        out.print(line, markup=False)
     out.print(f"Ledger: {result['ledger']}", markup=False)
 
 
@@ -105,7 +129,7 @@ def show(
         check_plot(plot)
     opened = _open(ledger)
     blocks = opened.blocks() if block is None else [opened.block_status(block)]
-    rows = [status.to_dict() for status in blocks]
+    rows = with_runs(opened, blocks)
     if block is not None:
         steps = burn_down(blocks[0], opened.runs())
         rows[0]["burn_down"] = [step.to_dict() for step in steps]
@@ -119,6 +143,7 @@ def show(
         return
     if block is not None:
         _show_one(rows[0])
+        show_runs(rows[0])
         return
     render.print_table(
         ["block", "epsilon", "left", "delta left", "burn-down"],
@@ -126,7 +151,7 @@ def show(
             [
                 row["name"],
                 f"{row['epsilon']:g}",
-                f"{row['remaining_epsilon']:g}",
+                left_words(row),
                 f"{row['remaining_delta']:g}",
                 _bar(row),
             ]
@@ -138,8 +163,8 @@ def show(
 
 def _bar(row: dict[str, Any]) -> str:
     """Draws a block's epsilon: used, reserved and not used, left."""
-    used = round(_BAR * row["used_epsilon"] / row["epsilon"])
-    reserved = round(_BAR * row["reserved_epsilon"] / row["epsilon"])
+    used_part, reserved_part = used_parts(row)
+    used, reserved = round(_BAR * used_part), round(_BAR * reserved_part)
     bar: str = "#" * used + "+" * (reserved - used) + "." * (_BAR - reserved)
     return bar
 
@@ -151,6 +176,9 @@ def _show_one(row: dict[str, Any]) -> None:
         ("part", ", ".join(f"{k} {v}" for k, v in row["predicate"].items())),
         ("unit", row["unit"]),
     ]
+    if row["filter"]:
+        render.print_facts([*rows, *filter_rows(row), ("burn-down", _bar(row))])
+        return
     rows.extend(
         (
             name,
@@ -282,12 +310,13 @@ def release(
 ) -> None:
     """Give a run's reservation back while nothing of it was charged.
 
-    The run gets no step ever after. A run that was charged keeps its envelopes.
+    The run gets no step ever after. A run that was charged keeps its envelopes; on
+    filter blocks it gives back what it was not charged.
     """
     opened = _open(ledger)
     opened.release_reservation(run)
-    envelopes = opened.run_status(run).envelopes
-    blocks = [opened.block_status(envelope.block) for envelope in envelopes]
+    status = opened.run_status(run)
+    blocks = [opened.block_status(name) for name in dict.fromkeys(status.blocks)]
     if as_json:
         left = [{"name": b.name, "epsilon_left": b.remaining_epsilon} for b in blocks]
         render.print_json({"run_id": run, "blocks": left})
@@ -301,3 +330,4 @@ def release(
 app.command(epilog=examples.ALLOCATE)(budget_allocate.allocate)
 app.command(epilog=examples.EXPORT_LEDGER)(budget_files.export)
 app.command("import-check", epilog=examples.IMPORT_CHECK)(budget_files.import_check)
+app.command(epilog=examples.MOVE)(move)

@@ -37,6 +37,8 @@ SCHEMA = _lines("pft schema > job.schema.json")
 CREATE = _lines(
     "pft budget create job.yaml --runs 10",
     "pft budget create job.yaml --epsilon 8 --delta 1e-4",
+    "pft budget create job.yaml --mode filter --purpose training=0.8 --purpose "
+    "tuning=0.2",
 )
 SHOW = _lines(
     "pft budget show",
@@ -51,3 +53,7 @@ ALLOCATE = _lines(
 EXPORT_LEDGER = _lines("pft budget export /backup/ledger-2026-11.jsonl")
 IMPORT_CHECK = _lines("pft budget import-check /backup/ledger-2026-11.jsonl")
 RELEASE = _lines("pft budget release RUN")
+MOVE = _lines(
+    "pft budget move tickets/train --from tuning --to training --fraction 0.1",
+    "pft budget move tickets/train --from training --to training/epoch-2 --rho 0.05",
+)

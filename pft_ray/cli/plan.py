@@ -10,6 +10,7 @@ import typer
 
 from pft_ray.cli import render
 from pft_ray.cli.adaptive import quantile_fields, quantile_rows
+from pft_ray.cli.filter_plan import filter_fields, priced_words, share_row, share_words
 from pft_ray.cli.options import JsonOption, LedgerOption, SetOption
 from pft_ray.cli.owners import mode_fields, mode_lines
 from pft_ray.errors import InputError
@@ -220,7 +221,10 @@ def _price_job(job: Path, overrides: list[str], ledger: str | None) -> dict[str,
         | quantile_fields(p, built.plan)
         for p in built.plan.phases
     ]
-    result |= _reserve_price(built.plan) | _compared(built)
+    if built.shares:
+        result |= filter_fields(built)
+    else:
+        result |= _reserve_price(built.plan) | _compared(built)
     result |= mode_fields(built)
     result["num_shares"] = built.plan.num_shares
     result["plan_digest"] = built.plan.digest
@@ -282,7 +286,7 @@ def _blocks(built: Any, ledger: str | None) -> list[dict[str, Any]]:
             ):
                 row["affordable"] = _affordable(built.plan, status)
         rows.append(row)
-    return rows
+    return rows + [share_row(built, share, known) for share in built.shares]
 
 
 def _affordable(plan_value: Any, status: Any) -> dict[str, Any]:
@@ -297,7 +301,7 @@ def _affordable(plan_value: Any, status: Any) -> dict[str, Any]:
 def _show(result: dict[str, Any]) -> None:
     by = result["epsilon_by_accountant"]
     rows: list[tuple[str, Any]] = [
-        ("epsilon", f"{result['epsilon']:.4f}  (PLD at T_max; RDP {by['rdp']:.4f})"),
+        ("epsilon", f"{result['epsilon']:.4f}  ({priced_words(result, by['rdp'])})"),
         ("delta", f"{result['delta']:g}"),
         (
             "unit",
@@ -378,6 +382,8 @@ def _user_rows(result: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _block_rows(block: dict[str, Any]) -> list[tuple[str, str]]:
+    if block.get("mode") == "filter":
+        return share_words(block)
     asks = f"asks epsilon {block['run_epsilon']:g}; "
     name = f"block {block['name']}"
     if block["fits"] is None:

@@ -159,8 +159,8 @@ class _Display:
 
     def start(self, trainer: PrivateTrainer) -> None:
         """Says what is about to run and prepares the epsilon curve."""
-        from pft_ray.accounting.curves import epsilon_curve
         from pft_ray.assurance.wording import round_up
+        from pft_ray.cluster.filter_jobs import curve_of
 
         plan = trainer.built.plan
         shown = round_up(trainer.built.epsilon, 4)
@@ -174,7 +174,7 @@ class _Display:
         self._target = trainer.built.epsilon
         if not self._enabled:
             return
-        self._curve = epsilon_curve(plan)
+        self._curve = curve_of(trainer.built)
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
         self._progress = Progress(

@@ -5,11 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pft_ray.cluster.filter_budget import (
+    BudgetRequest,
+    created_filter,
+    filter_specs,
+    keys_to_set,
+    multiple,
+)
 from pft_ray.cluster.specs import block_predicates
 from pft_ray.config import build_job, load_job
 from pft_ray.data.prepare import prepare_data
 from pft_ray.errors import InputError
-from pft_ray.ledger import BlockSpec, Ledger
+from pft_ray.ledger import BlockSpec, FilterSpec, Ledger
 from pft_ray.ledger.budget import block_delta_units, block_epsilon_units
 from pft_ray.ledger.home import events_file, keys_dir, ledger_location
 from pft_ray.ledger.postgres_url import redacted
@@ -49,13 +56,42 @@ def create_budget(
             overlap another registration.
         DataError: The data cannot be read.
     """
-    _check_amounts(runs, epsilon, delta)
+    return create_blocks(
+        job_path,
+        BudgetRequest(runs, epsilon, delta),
+        ledger=ledger,
+        overrides=overrides,
+    )
+
+
+def create_blocks(
+    job_path: str | Path,
+    budget: BudgetRequest,
+    *,
+    ledger: str | None = None,
+    overrides: list[str] | None = None,
+) -> dict[str, Any]:
+    """Does what :func:`create_budget` does; also divides filter blocks by purpose.
+
+    Returns:
+        What was registered and created, as JSON; ``set`` names the keys that the job
+        needs so that its runs are priced at the blocks' orders.
+    """
+    _check_amounts(budget.runs, budget.epsilon, budget.delta)
     job = load_job(job_path, overrides)
-    built = build_job(job, Path(job_path).resolve().parent)
-    blocks = [
-        _block(built, envelope, runs, epsilon=epsilon, delta=delta)
-        for envelope in built.envelopes
+    base_dir = Path(job_path).resolve().parent
+    built = asked = build_job(job, base_dir)
+    blocks: list[BlockSpec | FilterSpec] = [
+        _block(built, envelope, budget) for envelope in built.envelopes
     ]
+    if built.shares:
+        built, specs = filter_specs(built, budget)
+        blocks.extend(specs)
+    elif budget.purposes:
+        raise InputError(
+            "Purposes are given for blocks of mode plan, which are never divided.",
+            "Set privacy.accounting: filter, or leave --purpose out.",
+        )
     location = (
         ledger_location(ledger)
         if ledger is not None
@@ -79,11 +115,23 @@ def create_budget(
         "registration": job.data.registration,
         "registered": registered,
         "public": job.data.public,
-        "blocks": [
-            _created(opened, block, envelope, built.block_owners.get(block.name))
-            for block, envelope in zip(blocks, built.envelopes, strict=True)
-        ],
+        "blocks": _create(opened, built, blocks),
+        "set": keys_to_set(asked, built),
     }
+
+
+def _create(
+    ledger: Ledger, built: BuiltJob, blocks: list[BlockSpec | FilterSpec]
+) -> list[dict[str, Any]]:
+    rows = []
+    for block in blocks:
+        if isinstance(block, FilterSpec):
+            rows.append(created_filter(ledger, built, block))
+            continue
+        envelope = next(e for e in built.envelopes if e.block == block.name)
+        owner = built.block_owners.get(block.name)
+        rows.append(_created(ledger, block, envelope, owner))
+    return rows
 
 
 def _created(
@@ -115,15 +163,9 @@ def _check_amounts(runs: int, epsilon: float | None, delta: float | None) -> Non
         block_delta_units(delta)
 
 
-def _block(
-    built: BuiltJob,
-    envelope: Envelope,
-    runs: int,
-    *,
-    epsilon: float | None,
-    delta: float | None,
-) -> BlockSpec:
-    total = delta or multiple(envelope.delta, runs)
+def _block(built: BuiltJob, envelope: Envelope, budget: BudgetRequest) -> BlockSpec:
+    runs = budget.runs
+    total = budget.delta or multiple(envelope.delta, runs)
     if total >= 1:
         raise InputError(
             f"{runs} runs of delta {envelope.delta:g} come to delta {total:g}.",
@@ -134,12 +176,12 @@ def _block(
         dataset=built.job.data.registration,
         predicate=block_predicates(built.job)[envelope.block],
         unit=built.job.privacy.unit,
-        epsilon=epsilon or multiple(envelope.epsilon, runs),
+        epsilon=budget.epsilon or multiple(envelope.epsilon, runs),
         delta=total,
     )
 
 
-def _check_existing(ledger: Ledger, blocks: list[BlockSpec]) -> None:
+def _check_existing(ledger: Ledger, blocks: list[BlockSpec | FilterSpec]) -> None:
     """Refuses before anything is written what is known under another definition."""
     known = {status.name: status for status in ledger.blocks()}
     for block in blocks:
@@ -157,8 +199,11 @@ def _check_existing(ledger: Ledger, blocks: list[BlockSpec]) -> None:
             )
 
 
-def _definition(block: BlockStatus | BlockSpec) -> dict[str, Any]:
+def _definition(block: BlockStatus | BlockSpec | FilterSpec) -> dict[str, Any]:
+    order = getattr(block, "order", None)
+    budget = getattr(block, "filter", None)
     return {
+        "order": budget.order if budget is not None else order,
         "dataset": block.dataset,
         "predicate": dict(block.predicate),
         "unit": block.unit,
@@ -175,10 +220,3 @@ def runs_left(status: BlockStatus, envelope: Envelope) -> int:
         block_epsilon_units(status.remaining_epsilon) // envelope.epsilon_units,
         block_delta_units(status.remaining_delta) // envelope.delta_units,
     )
-
-
-def multiple(value: float, count: int) -> float:
-    """Returns count * value in decimal, so that ten times 1e-5 is exactly 1e-4."""
-    from decimal import Decimal
-
-    return float(Decimal(repr(value)) * count)

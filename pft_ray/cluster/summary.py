@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pft_ray.accounting.accountants import epsilon as epsilon_of
-from pft_ray.accounting.curves import epsilon_curve
 from pft_ray.assurance.report import BlockLine, Look, ReportFacts, build_report
 from pft_ray.assurance.report_html import render_html
 from pft_ray.assurance.utility import evaluation_utility
+from pft_ray.cluster.filter_jobs import by_accountant, curve_of, filter_lines
 from pft_ray.training.headers import write_file
 
 if TYPE_CHECKING:
@@ -116,10 +115,7 @@ def report_facts(
         run_id=run_id,
         job_name=job.name,
         plan=plan,
-        epsilon_by_accountant={
-            "pld": built.epsilon,
-            "rdp": epsilon_of(plan.event, plan.delta, accountant="rdp"),
-        },
+        epsilon_by_accountant=by_accountant(built),
         blocks=_block_lines(built, ledger),
         training_block=built.training_block,
         looks=_looks(built, ledger, run_id, baseline),
@@ -129,7 +125,7 @@ def report_facts(
         reservation_root=reservation.root,
         model=job.model.path,
         registration=job.data.registration,
-        curve=tuple(epsilon_curve(plan)),
+        curve=tuple(curve_of(built)),
         user_column=job.data.user if plan.unit == "user" else None,
         last_clip_norms=tuple(clip_norms.get("now", ())),
         num_colluding=job.privacy.owners.colluding if job.privacy.owners else 1,
@@ -137,6 +133,8 @@ def report_facts(
 
 
 def _block_lines(built: BuiltJob, ledger: Ledger) -> tuple[BlockLine, ...]:
+    if built.shares:
+        return filter_lines(built, ledger)
     lines = []
     names = {envelope.block for envelope in built.envelopes}
     for envelope in built.envelopes:

@@ -15,6 +15,7 @@ from pft_ray.accounting.calibration import largest_affordable
 from pft_ray.assurance.claims import ANCHOR_FILE, collect_claims
 from pft_ray.cluster.actors import call, start_coordinator, stop_coordinator
 from pft_ray.cluster.coordinator import Coordinator, CoordinatorConfig
+from pft_ray.cluster.filter_jobs import check_orders
 from pft_ray.cluster.fit import FitOutcome, fit_workers
 from pft_ray.cluster.inputs import check_inputs
 from pft_ray.cluster.local import check_placement, ray_cluster
@@ -189,10 +190,12 @@ class PrivateTrainer:
 
     def _check_budget(self, ledger: Ledger) -> None:
         """Refuses a plan that does not fit its blocks, and says what would fit."""
+        check_orders(self.built, ledger)
         try:
-            ledger.check_reservation(self.built.plan, self.built.envelopes)
+            ledger.check_reservation(self.built.plan, self.built.parts)
         except BudgetError as error:
-            if error.details.get("block") == self.built.job.training_block:
+            is_training = error.details.get("block") == self.built.job.training_block
+            if is_training and not self.built.shares:
                 raise with_advice(error, self.built.plan) from None
             raise
 
@@ -224,7 +227,7 @@ class PrivateTrainer:
     def _reserve(self, ledger: Ledger, folder: RunFolder) -> None:
         folder.write_json("plan.json", plan_document(self.built))
         leave = ledger.observers.subscribe(folder.events)
-        ledger.reserve(folder.run_id, self.built.plan, self.built.envelopes)
+        ledger.reserve(folder.run_id, self.built.plan, self.built.parts)
         leave()
 
     def _drive(
@@ -348,7 +351,7 @@ def plan_document(built: BuiltJob) -> dict[str, Any]:
         "plan": built.plan.to_dict(),
         "plan_digest": built.plan.digest,
         "epsilon": built.epsilon,
-        "envelopes": [envelope.to_dict() for envelope in built.envelopes],
+        "envelopes": [part.to_dict() for part in built.parts],
     }
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +24,13 @@ from pft_ray.accounting.plan import (
     canonical_json,
 )
 from pft_ray.accounting.user_levels import cheaper, price_user_levels
+from pft_ray.config.filters import (
+    orders_of,
+    shares_of,
+    training_epsilon,
+    training_sigma,
+    with_sigma_at_order,
+)
 from pft_ray.config.owners import training_blocks
 from pft_ray.config.quantile import QuantileSection
 from pft_ray.config.sections import JobSpec
@@ -31,8 +39,11 @@ from pft_ray.errors import PlanError
 from pft_ray.ledger.budget import Envelope
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pft_ray.accounting.owners import Owners
     from pft_ray.config.sections import PhaseSection
+    from pft_ray.ledger.shares import RhoShare
 
 _PUBLIC_SECTIONS = {"data", "model", "privacy", "training", "evaluation", "version"}
 
@@ -45,8 +56,11 @@ class BuiltJob:
         job: The checked job file.
         plan: The frozen plan.
         base_dir: Folder that relative paths of the job start from.
-        envelopes: What is reserved, training first, one envelope an owner.
-        epsilon: PLD epsilon of training at T_max.
+        envelopes: What is reserved, training first, one envelope an owner; none on
+            filter blocks.
+        epsilon: Of training at T_max: by PLD, or at the order of a filter block.
+        shares: What is reserved of filter blocks, training first.
+        orders: Renyi order of each of these blocks.
     """
 
     job: JobSpec
@@ -54,6 +68,13 @@ class BuiltJob:
     base_dir: Path
     envelopes: tuple[Envelope, ...]
     epsilon: float
+    shares: tuple[RhoShare, ...] = ()
+    orders: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> tuple[Envelope | RhoShare, ...]:
+        """What a run reserves, training first."""
+        return self.envelopes + self.shares
 
     @property
     def output_dir(self) -> Path:
@@ -86,7 +107,12 @@ _ADDED_LATER: dict[tuple[str, ...], dict[str, Any]] = {
     },
     ("model",): {"dropout": False},
     ("training",): {"autocast": None},
-    ("privacy",): {"mode": "central", "owners": None},
+    ("privacy",): {
+        "mode": "central",
+        "owners": None,
+        "accounting": "plan",
+        "filter": None,
+    },
     ("data", "split"): {"window": None},
 }
 
@@ -118,13 +144,12 @@ def _leave_out_defaults(data: dict[str, Any]) -> None:
                 del inner[key]
 
 
-def _evaluation_plan(
-    job: JobSpec, epsilon: float, phase_ends: list[int]
-) -> EvaluationPlan | None:
+def _evaluation_plan(job: JobSpec, plan: Plan, epsilon: float) -> EvaluationPlan | None:
     section = job.evaluation
     if section is None or job.data.num_validation is None:
         return None
-    looks = section.looks if section.looks is not None else tuple(phase_ends)
+    ends = tuple(accumulate(phase.num_steps for phase in plan.phases))
+    looks = section.looks if section.looks is not None else ends
     size = job.data.num_validation
     target = section.epsilon or epsilon
     delta = section.delta or job.privacy.delta
@@ -143,6 +168,8 @@ def _evaluation_plan(
             loss_bound=section.loss_bound,
         )
 
+    if job.privacy.accounting == "filter":
+        return with_sigma_at_order(job, plan, with_sigma(1.0))
     sigma = calibrate_discrete_sigma(
         target_epsilon=target,
         delta=delta,
@@ -254,9 +281,9 @@ def _without_price(found: str, user: UserLevel | None) -> PlanError:
 
 
 def build_plan(job: JobSpec) -> tuple[Plan, float]:
-    """Prices a job: returns its plan and the PLD epsilon of training at T_max.
+    """Prices a job: returns its plan and the epsilon of training at T_max.
 
-    Touches no data.
+    By PLD; with accounting by filter, at the training block's order. Touches no data.
 
     Raises:
         PlanError: No noise reaches the target.
@@ -275,16 +302,13 @@ def build_plan(job: JobSpec) -> tuple[Plan, float]:
     owners = None
     if job.privacy.owners is not None:
         owners, sigma = _individualised(job, sample_rate, num_steps + reserve)
-    if sigma is None:
+    if sigma is None and job.privacy.accounting == "plan":
         sigma = _calibrated(job, sample_rate, many * (num_steps + reserve), user)
-    phases = tuple(_phase(section, sigma) for section in training.phases)
     prepared = job.data.deduplicate != "none"
     fields: dict[str, Any] = {
         "unit": job.privacy.unit,
         "size": size,
         "sample_rate": sample_rate,
-        "noise_multiplier": sigma,
-        "phases": phases,
         "fault_reserve": reserve,
         "delta": job.privacy.delta,
         "target_epsilon": _target(job),
@@ -298,14 +322,22 @@ def build_plan(job: JobSpec) -> tuple[Plan, float]:
         "independent_workers": many,
         "tolerate_missing": job.cluster.tolerate_missing,
     }
+    if sigma is None:
+        one = Phase("all", num_steps, "all", 1.0)
+        draft = Plan(**fields, noise_multiplier=1.0, phases=(one,))
+        sigma = training_sigma(job, draft)
+    fields["noise_multiplier"] = sigma
+    fields["phases"] = tuple(_phase(section, sigma) for section in training.phases)
     plan = Plan(**fields)
-    epsilon = epsilon_of(plan.event, plan.delta)
+    if job.privacy.accounting == "filter":
+        epsilon = training_epsilon(job, plan)
+    else:
+        epsilon = epsilon_of(plan.event, plan.delta)
     if not math.isfinite(epsilon):
         raise _without_price(
             f"noise_multiplier {sigma:g} leaves no finite epsilon", user
         )
-    ends = [sum(p.num_steps for p in phases[: i + 1]) for i in range(len(phases))]
-    evaluation = _evaluation_plan(job, _look_target(job) or epsilon, ends)
+    evaluation = _evaluation_plan(job, plan, _look_target(job) or epsilon)
     return Plan(**fields, evaluation=evaluation), epsilon
 
 
@@ -325,8 +357,11 @@ def _training_envelopes(job: JobSpec, plan: Plan, epsilon: float) -> list[Envelo
 
 
 def build_job(job: JobSpec, base_dir: Path) -> BuiltJob:
-    """Returns the job with its plan and the envelopes that a run reserves."""
+    """Returns the job with its plan and what a run reserves."""
     plan, epsilon = build_plan(job)
+    if job.privacy.accounting == "filter":
+        shares, orders = shares_of(job, plan), orders_of(job, plan)
+        return BuiltJob(job, plan, base_dir, (), epsilon, shares, orders)
     envelopes = _training_envelopes(job, plan, epsilon)
     if plan.evaluation is not None:
         look = plan.evaluation

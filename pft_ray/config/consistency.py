@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pft_ray.config.filters import check_filters
 from pft_ray.config.owners import check_absences, check_owners, check_sequential
 from pft_ray.config.users import check_users
 from pft_ray.errors import ConfigError
@@ -23,6 +24,7 @@ def check_consistent(job: JobSpec) -> None:
         _check_trainable,
         _check_sizes,
         check_users,
+        check_filters,
         check_owners,
         check_sequential,
         check_absences,

@@ -27,6 +27,7 @@ from pft_ray.config.base import (
 )
 from pft_ray.config.consistency import check_consistent
 from pft_ray.config.data_section import DataSection
+from pft_ray.config.filters import FilterSection
 from pft_ray.config.lora import LoraSection
 from pft_ray.config.owners import OwnersSection, check_mode
 from pft_ray.config.quantile import QuantileSection
@@ -82,7 +83,13 @@ class PrivacySection(Section):
     user_contribution: Literal["mean", "sum"] | None = Field(
         None, description="uls: a user's mean (default) or summed gradient is clipped."
     )
-    epsilon: Epsilon | None = Field(None, description="Target at T_max, by PLD.")
+    accounting: Literal["plan", "filter"] = Field(
+        "plan", description="Mode of the blocks: whole envelopes by PLD, or rho."
+    )
+    filter: FilterSection | None = Field(None, description="accounting filter: how.")
+    epsilon: Epsilon | None = Field(
+        None, description="Target at T_max, by PLD; accounting filter: at the order."
+    )
     noise_multiplier: Annotated[float, Field(ge=0.01, le=1e6)] | None = Field(
         None, description="sigma, in place of epsilon."
     )

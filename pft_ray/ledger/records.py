@@ -177,10 +177,8 @@ class Run:
     @property
     def blocks(self) -> tuple[str, ...]:
         """Names of the blocks that it reserved on, one a part."""
-        return tuple(
-            [envelope.block for envelope in self.envelopes]
-            + [share.block for share in self.shares]
-        )
+        names = [envelope.block for envelope in self.envelopes]
+        return (*names, *(share.block for share in self.shares))
 
     @property
     def open_attempt(self) -> Attempt | None:

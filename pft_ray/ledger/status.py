@@ -81,6 +81,12 @@ class RunStatus:
     num_looks_charged: int
     checkpoints: list[str]
 
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Names of the blocks that it reserved on, one a part."""
+        names = [envelope.block for envelope in self.envelopes]
+        return (*names, *(share.block for share in self.shares))
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the status as JSON."""
         fields = dict(vars(self))

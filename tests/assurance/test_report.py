@@ -113,7 +113,7 @@ def test_nothing_about_the_course_of_a_run_can_be_told():
     }  # fmt: skip
     assert {field.name for field in dataclasses.fields(BlockLine)} == {
         "name", "role", "epsilon", "delta", "run_epsilon", "run_delta",
-        "epsilon_reserved", "overlapping", "owner",
+        "epsilon_reserved", "overlapping", "owner", "mode", "order",
     }  # fmt: skip
     assert {f.name for f in dataclasses.fields(Look)} == {"step", "phase", "metrics"}
     assert build_report(make_facts()) == build_report(make_facts())

@@ -26,8 +26,8 @@ VERBS = {
     "doctor": ["--ledger <>", "--json"],
     "schema": ["--json"],
     "budget create": [
-        *("JOB", "--runs <>", "--epsilon <>", "--delta <>", "--ledger <>"),
-        *("--set <>", "--json"),
+        *("JOB", "--runs <>", "--epsilon <>", "--delta <>", "--mode <>"),
+        *("--purpose <>", "--ledger <>", "--set <>", "--json"),
     ],
     "budget show": ["BLOCK", "--ledger <>", "--json"],
     "budget history": [
@@ -35,6 +35,10 @@ VERBS = {
     ],
     "budget verify": ["--runs <>", "--ledger <>", "--json"],
     "budget release": ["RUN", "--ledger <>", "--json"],
+    "budget move": [
+        *("BLOCK", "--from <>", "--to <>", "--fraction <>", "--rho <>"),
+        *("--ledger <>", "--json"),
+    ],
 }
 
 

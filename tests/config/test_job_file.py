@@ -145,7 +145,7 @@ def test_every_section_is_found():
         *("", "data", "data.split", "data.split.window", "model", "model.lora"),
         "privacy",
         *("training", "training.phases.0", "training.phases.0.quantile"),
-        *("privacy.owners", "privacy.owners.members.0"),
+        *("privacy.owners", "privacy.owners.members.0", "privacy.filter"),
         *("evaluation", "cluster", "ledger"),
     }
 
@@ -154,6 +154,8 @@ def with_key(place, key):
     """The tiny job with one key more in a section."""
     job = job_dict(ledger={"url": "x.db"})
     job["training"]["phases"][0] |= {"clipping": "adaptive", "quantile": {}}
+    if "filter" in place:
+        job["privacy"] |= {"accounting": "filter", "filter": {}}
     if "owners" in place:
         job["privacy"] = {"mode": "owners", "owners": {"field": "sender"}}
         members = [{"name": n, "size": 150, "epsilon": 2.0} for n in "ab"]
