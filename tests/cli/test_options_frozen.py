@@ -29,12 +29,18 @@ VERBS = {
         *("JOB", "--runs <>", "--epsilon <>", "--delta <>", "--mode <>"),
         *("--purpose <>", "--ledger <>", "--set <>", "--json"),
     ],
-    "budget show": ["BLOCK", "--ledger <>", "--json"],
+    "budget show": ["BLOCK", "--plot <>", "--ledger <>", "--json"],
     "budget history": [
         *("--block <>", "--run <>", "--limit <>", "--ledger <>", "--json"),
     ],
     "budget verify": ["--runs <>", "--ledger <>", "--json"],
     "budget release": ["RUN", "--ledger <>", "--json"],
+    "budget allocate": [
+        *("BLOCK", "--jobs-left <>", "--after <>", "--purpose <>", "--boost <>"),
+        *("--runs <>", "--ledger <>", "--json"),
+    ],
+    "budget export": ["FILE", "--ledger <>", "--json"],
+    "budget import-check": ["FILE", "--ledger <>", "--json"],
     "budget move": [
         *("BLOCK", "--from <>", "--to <>", "--fraction <>", "--rho <>"),
         *("--ledger <>", "--json"),
