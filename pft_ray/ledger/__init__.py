@@ -9,6 +9,7 @@ from pft_ray.ledger.bodies import BlockSpec
 from pft_ray.ledger.budget import Envelope
 from pft_ray.ledger.entries import SCHEMA_VERSION, Entry, Position
 from pft_ray.ledger.filters import FilterSpec
+from pft_ray.ledger.joint import JointRun, joint_envelope
 from pft_ray.ledger.ledger import Ledger
 from pft_ray.ledger.records import FINAL_STATUSES, Dataset
 from pft_ray.ledger.registration import KEY_FILE, dataset_commitment
@@ -28,6 +29,7 @@ __all__ = [
     "Entry",
     "Envelope",
     "FilterSpec",
+    "JointRun",
     "Ledger",
     "LedgerState",
     "Position",
@@ -36,6 +38,7 @@ __all__ = [
     "Verification",
     "apply",
     "dataset_commitment",
+    "joint_envelope",
     "read_anchors",
     "verify",
     "write_anchor",

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from pft_ray.accounting.events import Event
     from pft_ray.ledger.anchor import Anchor
+    from pft_ray.ledger.budget import Envelope
     from pft_ray.ledger.records import Run
     from pft_ray.ledger.store import Store
 
@@ -258,7 +259,7 @@ def _check_run(state: LedgerState, run: Run, price: PriceFunction) -> RunCheck:
     """Prices the events of a run's envelopes anew, from the ledger alone."""
     if run.holdings:
         return _check_filter_run(state, run)
-    checks = []
+    checks, own = [], []
     for envelope in run.envelopes:
         found = price(envelope.event, envelope.delta)
         limit = envelope.epsilon_units + _SLACK_UNITS
@@ -270,6 +271,7 @@ def _check_run(state: LedgerState, run: Run, price: PriceFunction) -> RunCheck:
                 "Its guarantee is the larger number.",
                 {"row": run.reservation.sequence, "run_id": run.run_id},
             )
+        own.append(price(*_own_event(run, envelope)) if run.group else found)
         checks.append(
             EnvelopeCheck(
                 block=envelope.block,
@@ -279,7 +281,8 @@ def _check_run(state: LedgerState, run: Run, price: PriceFunction) -> RunCheck:
                 delta=envelope.delta,
             )
         )
-    blocks = [state.blocks[envelope.block] for envelope in run.envelopes]
+    parts = run.envelopes
+    blocks = [state.blocks[envelope.block] for envelope in parts]
     disjoint = all(a.is_disjoint_from(b) for a, b in combinations(blocks, 2))
     together = max if disjoint else sum
     return RunCheck(
@@ -287,12 +290,20 @@ def _check_run(state: LedgerState, run: Run, price: PriceFunction) -> RunCheck:
         status=run.status,
         num_steps_charged=run.num_steps_charged,
         num_steps_max=run.num_steps_max,
-        epsilon=together(check.epsilon for check in checks),
+        epsilon=together(own),
         envelope=together(check.envelope for check in checks),
-        delta=together(check.delta for check in checks),
+        delta=together(_own_event(run, e)[1] if run.group else e.delta for e in parts),
         envelopes=tuple(checks),
         stated=_stated(run),
     )
+
+
+def _own_event(run: Run, envelope: Envelope) -> tuple[Event, float]:
+    """Returns what a run declared with others does itself, and its own delta."""
+    looks = run.plan.evaluation
+    if envelope.purpose == "training" or looks is None:
+        return run.plan.event, run.plan.delta
+    return looks.event, looks.delta
 
 
 def _check_filter_run(state: LedgerState, run: Run) -> RunCheck:
