@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pft_ray.ledger import Verification
-    from pft_ray.ledger.verify import RunCheck
+    from pft_ray.ledger.run_checks import RunCheck
 
 ANCHOR_FILE = "anchor.json"
 CHECKPOINTS = "checkpoints"

@@ -56,14 +56,15 @@ def filter_specs(
 ) -> tuple[BuiltJob, list[FilterSpec]]:
     """Returns the blocks of a filter job, and the job priced at their orders.
 
-    The order is chosen here, for the workload that is declared: all the runs together,
-    or as many as the budget holds. An order that the job names is kept.
+    The order is chosen here, for the workload that is declared: one run of a job that
+    asks for an epsilon; all the runs, or as many as the budget holds, of a job that
+    gives its noise. An order that the job names is kept.
 
     Raises:
         InputError: Another delta than the job's.
         PlanError: No order serves the budget.
     """
-    built = _at_best_orders(built, budget)
+    built = _at_best_order(built, budget)
     specs = []
     for name, order in built.orders.items():
         shares = [share for share in built.shares if share.block == name]
@@ -104,22 +105,21 @@ def keys_to_set(asked: BuiltJob, built: BuiltJob) -> dict[str, int]:
     return found
 
 
-def _at_best_orders(built: BuiltJob, budget: BudgetRequest) -> BuiltJob:
-    """Prices the job at the orders that are best for all that the blocks shall hold."""
+def _at_best_order(built: BuiltJob, budget: BudgetRequest) -> BuiltJob:
+    """Prices the job at the order that is best for all that the block shall hold.
+
+    A job that asks for an epsilon keeps the order at which that needs the least noise:
+    at another order the same epsilon would mean another noise.
+    """
     section = built.job.privacy.filter
     named = section.model_dump(exclude_none=True) if section is not None else {}
-    orders = {}
-    for key, share in (
-        ("order", built.shares[0]),
-        ("evaluation_order", built.shares[-1]),
-    ):
-        if key in named or (budget.runs == 1 and budget.epsilon is None):
-            continue
-        orders[key] = _best_order(share, _delta(built, share, budget), budget)
-    if not orders:
+    is_one = budget.runs == 1 and budget.epsilon is None
+    if is_one or "order" in named or built.job.privacy.noise_multiplier is None:
         return built
+    share = built.shares[0]
+    order = _best_order(share, _delta(built, share, budget), budget)
     data = built.job.model_dump()
-    data["privacy"]["filter"] = named | orders
+    data["privacy"]["filter"] = named | {"order": order}
     return build_job(type(built.job).model_validate(data), built.base_dir)
 
 

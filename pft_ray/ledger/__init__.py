@@ -9,6 +9,7 @@ from pft_ray.ledger.bodies import BlockSpec
 from pft_ray.ledger.budget import Envelope
 from pft_ray.ledger.entries import SCHEMA_VERSION, Entry, Position
 from pft_ray.ledger.filters import FilterSpec
+from pft_ray.ledger.joint import JointRun, joint_envelope
 from pft_ray.ledger.ledger import Ledger
 from pft_ray.ledger.observers import BudgetEvent, Observers
 from pft_ray.ledger.records import FINAL_STATUSES, Dataset
@@ -30,6 +31,7 @@ __all__ = [
     "Entry",
     "Envelope",
     "FilterSpec",
+    "JointRun",
     "Ledger",
     "LedgerState",
     "Observers",
@@ -39,6 +41,7 @@ __all__ = [
     "Verification",
     "apply",
     "dataset_commitment",
+    "joint_envelope",
     "read_anchors",
     "verify",
     "write_anchor",

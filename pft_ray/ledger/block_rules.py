@@ -37,6 +37,7 @@ from pft_ray.ledger.windows import check_window
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from pft_ray.ledger.entries import Position
     from pft_ray.ledger.state import LedgerState
 
 _HEX = frozenset("0123456789abcdef")
@@ -172,17 +173,8 @@ def check_reserve(state: LedgerState, body: Body) -> None:
         given back sum to at most the block's (basic composition: it holds however
         later runs were chosen). Sums are exact integers.
     """
-    run_id = label(body["run_id"], "The run id")
-    label(body["name"], "The run name")
     check_hex(body["blind"], "blind", 32)
-    if run_id in state.runs:
-        raise InputError(
-            f"A run {run_id!r} has a reservation already.",
-            "Run ids are used once: take a new one or resume the run.",
-        )
-    plan = read_plan(body["plan"])
-    if plan.digest != body["plan_digest"]:
-        raise InputError("The plan digest of a reservation is not the plan's.")
+    plan = check_new_run(state, body)
     envelopes, shares = _parts(body)
     check_modes(state, (*envelopes, *shares))
     if not shares:
@@ -191,16 +183,36 @@ def check_reserve(state: LedgerState, body: Body) -> None:
         blocks = {item.block: state.block(item.block) for item in envelopes}
         check_owner_envelopes(plan, envelopes, blocks)
     names = [envelope.block for envelope in envelopes]
-    for name in (*names, *(share.block for share in shares)):
+    check_unit(state, plan, (*names, *(share.block for share in shares)))
+    if shares:
+        check_shares(state, plan, shares)
+    check_budgets(state, envelopes)
+
+
+def check_new_run(state: LedgerState, body: Body) -> Plan:
+    """Checks a new run's id, name and plan digest; returns its plan."""
+    run_id = label(body["run_id"], "The run id")
+    label(body["name"], "The run name")
+    if run_id in state.runs:
+        raise InputError(
+            f"A run {run_id!r} has a reservation already.",
+            "Run ids are used once: take a new one or resume the run.",
+        )
+    plan = read_plan(body["plan"])
+    if plan.digest != body["plan_digest"]:
+        raise InputError("The plan digest of a reservation is not the plan's.")
+    return plan
+
+
+def check_unit(state: LedgerState, plan: Plan, blocks: Iterable[str]) -> None:
+    """A plan reserves on blocks of its own unit."""
+    for name in blocks:
         if state.block(name).unit != plan.unit:
             raise InputError(
                 f"The plan's unit is {plan.unit}, that of block "
                 f"{name!r} is {state.block(name).unit}.",
                 "Reserve on a block of the plan's unit.",
             )
-    if shares:
-        check_shares(state, plan, shares)
-    _check_budgets(state, envelopes)
 
 
 def _parts(body: Body) -> tuple[list[Envelope], list[RhoShare]]:
@@ -242,7 +254,8 @@ def _check_envelopes(plan: Plan, envelopes: list[Envelope]) -> None:
             )
 
 
-def _check_budgets(state: LedgerState, envelopes: Iterable[Envelope]) -> None:
+def check_budgets(state: LedgerState, envelopes: Iterable[Envelope]) -> None:
+    """Refuses envelopes that are more than their blocks have left."""
     asked: dict[str, tuple[int, int]] = {}
     for envelope in envelopes:
         epsilon, delta = asked.get(envelope.block, (0, 0))
@@ -286,27 +299,49 @@ def advance_reserve(state: LedgerState, entry: Entry) -> None:
     body = entry.body
     plan = read_plan(body["plan"])
     envelopes, shares = _parts(body)
+    reserve_envelopes(state, envelopes)
+    state.num_reservations += 1
+    run = add_run(state, body, plan, entry.position)
+    run.envelopes = tuple(envelopes)
+    run.holdings = hold_shares(state, shares)
+    count_reservation(state, run, 1)
+
+
+def reserve_envelopes(state: LedgerState, envelopes: Iterable[Envelope]) -> None:
+    """Takes envelopes out of what their blocks have left."""
     for envelope in envelopes:
         block = state.blocks[envelope.block]
         block.reserved_epsilon_units += envelope.epsilon_units
         block.reserved_delta_units += envelope.delta_units
-    state.num_reservations += 1
+
+
+def add_run(state: LedgerState, body: Body, plan: Plan, position: Position) -> Run:
+    """Adds a run to the reservation that was counted last; nothing pays for it yet."""
     run = Run(
         run_id=body["run_id"],
         name=body["name"],
         plan=plan,
         plan_digest=body["plan_digest"],
-        envelopes=tuple(envelopes),
-        holdings=hold_shares(state, shares),
-        reservation=entry.position,
+        envelopes=(),
+        reservation=position,
         reservation_sequence=state.num_reservations,
         phase_ends=tuple(accumulate(phase.num_steps for phase in plan.phases)),
         num_steps=plan.num_steps,
         num_steps_max=plan.num_steps_max,
     )
     state.runs[run.run_id] = run
+    return run
+
+
+def count_reservation(state: LedgerState, run: Run, change: int) -> None:
+    """Counts a run on each of its blocks, so that no status has to walk all runs."""
     for name in set(run.blocks):
-        state.blocks[name].num_reservations += 1
+        state.blocks[name].num_reservations += change
+
+
+def _members(state: LedgerState, run: Run) -> list[Run]:
+    """Returns the runs that share the run's envelopes: itself, or its whole group."""
+    return [state.runs[run_id] for run_id in run.group] or [run]
 
 
 def check_release_reservation(state: LedgerState, body: Body) -> None:
@@ -322,7 +357,8 @@ def check_release_reservation(state: LedgerState, body: Body) -> None:
             "Nothing is left to give back.",
             {"run_id": run.run_id, "status": run.status},
         )
-    if run.is_charged and not run.holdings:
+    is_charged = any(member.is_charged for member in _members(state, run))
+    if is_charged and not run.holdings:
         raise BudgetError(
             f"Run {run.run_id!r} was charged: its envelopes cannot be given back.",
             "A charge is never refunded.",
@@ -331,25 +367,31 @@ def check_release_reservation(state: LedgerState, body: Body) -> None:
 
 
 def advance_release_reservation(state: LedgerState, entry: Entry) -> None:
-    """Returns envelopes, or what shares were not charged; closes the run for good."""
+    """Returns envelopes, or what shares were not charged; closes the run for good.
+
+    Runs that were declared together are closed together.
+    """
     run = state.runs[entry.body["run_id"]]
     for envelope in run.envelopes:
         block = state.blocks[envelope.block]
         block.reserved_epsilon_units -= envelope.epsilon_units
         block.reserved_delta_units -= envelope.delta_units
     settle_shares(state, run)
-    run.close_attempt()
-    if run.holdings and run.is_charged:
-        run.status = "settled"
-        return
-    run.status = "released"
-    for name in set(run.blocks):
-        state.blocks[name].num_reservations -= 1
+    for member in _members(state, run):
+        member.close_attempt()
+        if member.holdings and member.is_charged:
+            member.status = "settled"
+            continue
+        member.status = "released"
+        count_reservation(state, member, -1)
 
 
 def use_envelopes(state: LedgerState, run: Run) -> None:
-    """Books the run's whole envelopes as used; called before its first charge."""
-    if run.is_charged:
+    """Books the run's whole envelopes as used; called before its first charge.
+
+    Runs that were declared together share theirs: the first charge of any uses them.
+    """
+    if any(member.is_charged for member in _members(state, run)):
         return
     for envelope in run.envelopes:
         block = state.blocks[envelope.block]

@@ -73,6 +73,7 @@ FIELDS: dict[str, dict[str, type[Any]]] = {
         "envelopes": list,
         "blind": str,
     },
+    "joint_reserve": {"runs": list, "envelopes": list, "blind": str},
     "epoch": dict(_RUN),
     "attempt": {**_RUN, "attempt": int, "start": int, "reason": str},
     "grant": {

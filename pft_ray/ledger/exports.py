@@ -17,15 +17,15 @@ from pft_ray.accounting.plan import canonical_json
 from pft_ray.errors import InputError, LedgerBehindError, VerificationError
 from pft_ray.ledger.entries import SCHEMA_VERSION, Position, bad_row, read_entry
 from pft_ray.ledger.opening import ledger_source, open_for_reading
+from pft_ray.ledger.run_checks import RunCheck, check_runs
 from pft_ray.ledger.state import LedgerState, replay_row
-from pft_ray.ledger.verify import RunCheck, check_runs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from pft_ray.ledger.run_checks import PriceFunction
     from pft_ray.ledger.store import Store
-    from pft_ray.ledger.verify import PriceFunction
 
 FORMAT = "pft-ray/ledger-export/1"
 _HEADER = {"format", "ledger_id", "schema", "num_entries", "root"}

@@ -10,6 +10,7 @@ from pft_ray.ledger import bodies, registration
 from pft_ray.ledger.chain import Chain
 from pft_ray.ledger.entries import Position
 from pft_ray.ledger.filters import FilterBlocks
+from pft_ray.ledger.joint import JointReservations
 from pft_ray.ledger.opening import ledger_source, open_for_writing
 from pft_ray.ledger.reader import LedgerReader
 from pft_ray.ledger.run_rules import find_grant
@@ -49,6 +50,7 @@ class Ledger(LedgerReader):
         super().__init__(chain)
         self._keys_dir = keys_dir
         self.filters = FilterBlocks(chain)
+        self.joint = JointReservations(chain)
 
     @classmethod
     def open(

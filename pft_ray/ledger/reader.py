@@ -35,6 +35,13 @@ def _block_of(entry: Entry) -> str | None:
     return str(entry.body["block"]) if entry.kind == "move" else None
 
 
+def _runs_of(entry: Entry) -> set[str]:
+    """Returns the runs that an entry is about."""
+    if entry.kind == "joint_reserve":
+        return {run["run_id"] for run in entry.body["runs"]}
+    return {entry.body.get("run_id", "")}
+
+
 class LedgerReader:
     """The questions a ledger answers. Nothing here appends."""
 
@@ -154,7 +161,7 @@ class LedgerReader:
                     is_block = _block_of(entry) == block
                     if (
                         run_ids is None
-                        or entry.body.get("run_id") in run_ids
+                        or run_ids & _runs_of(entry)
                         or (is_block and run_id is None)
                     ):
                         found.append(entry)

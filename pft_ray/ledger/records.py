@@ -146,6 +146,7 @@ class Run:
     ``status`` is ``reserved``, ``running``, one of the end statuses, ``released``
     when the reservation was given back whole, or ``settled`` when a filter run gave
     back what it was not charged. A plan run has envelopes, a filter run holdings.
+    ``group`` names all runs that were declared together and share their envelopes.
     """
 
     run_id: str
@@ -168,6 +169,7 @@ class Run:
     released: dict[int, dict[str, Any]] = field(default_factory=dict)
     checkpoints: list[Checkpoint] = field(default_factory=list)
     holdings: list[Holding] = field(default_factory=list)
+    group: tuple[str, ...] = ()
 
     @property
     def shares(self) -> tuple[RhoShare, ...]:

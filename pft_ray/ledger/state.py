@@ -15,7 +15,7 @@ from pft_ray.errors import (
     UnknownBlockError,
     VerificationError,
 )
-from pft_ray.ledger import block_rules, filter_rules, run_rules
+from pft_ray.ledger import block_rules, filter_rules, joint_rules, run_rules
 from pft_ray.ledger.entries import (
     GENESIS_PREVIOUS,
     Body,
@@ -125,6 +125,9 @@ _RULES = {
         block_rules.check_non_private, block_rules.advance_non_private
     ),
     "reserve": _Rule(block_rules.check_reserve, block_rules.advance_reserve),
+    "joint_reserve": _Rule(
+        joint_rules.check_joint_reserve, joint_rules.advance_joint_reserve
+    ),
     "release_reservation": _Rule(
         block_rules.check_release_reservation, block_rules.advance_release_reservation
     ),

@@ -57,7 +57,8 @@ class RunStatus:
     """A run as the ledger knows it; for the operator, not for release.
 
     ``reservation`` is its place among all entries. ``open_attempt`` and ``next_step``
-    are None while no attempt is open. ``checkpoints`` are names, oldest first.
+    are None while no attempt is open. ``checkpoints`` are names, oldest first. Runs of
+    one ``group`` were declared together and share their envelopes.
     """
 
     run_id: str
@@ -68,6 +69,7 @@ class RunStatus:
     plan_digest: str
     envelopes: tuple[Envelope, ...]
     shares: tuple[RhoShare, ...]
+    group: tuple[str, ...]
     reservation: Position
     epoch: int
     num_attempts: int
@@ -137,6 +139,7 @@ def run_status(run: Run) -> RunStatus:
         plan_digest=run.plan_digest,
         envelopes=run.envelopes,
         shares=run.shares,
+        group=run.group,
         reservation=run.reservation,
         epoch=run.epoch,
         num_attempts=len(run.attempts),
