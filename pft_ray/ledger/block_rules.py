@@ -10,7 +10,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pft_ray.accounting.plan import Plan
-from pft_ray.errors import BudgetError, InputError, PlanError
+from pft_ray.errors import AlreadySettledError, BudgetError, InputError, PlanError
 from pft_ray.ledger.budget import (
     PURPOSES,
     Envelope,
@@ -18,8 +18,9 @@ from pft_ray.ledger.budget import (
     envelope_delta_units,
     epsilon_value,
 )
-from pft_ray.ledger.entries import SCHEMA_VERSION, Body, Entry, label
+from pft_ray.ledger.entries import SCHEMA_VERSION, Body, Entry, Position, label
 from pft_ray.ledger.records import Block, Dataset, Run
+from pft_ray.ledger.turns import check_arrival
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -152,6 +153,17 @@ def check_reserve(state: LedgerState, body: Body) -> None:
         given back sum to at most the block's (basic composition: it holds however
         later runs were chosen). Sums are exact integers.
     """
+    envelopes = check_job(state, body)
+    check_budgets(state, envelopes)
+    check_arrival(state, body["run_id"], envelopes)
+
+
+def check_job(state: LedgerState, body: Body) -> list[Envelope]:
+    """Checks all of a reservation or request but the room for it.
+
+    Returns:
+        Its envelopes.
+    """
     run_id = label(body["run_id"], "The run id")
     label(body["name"], "The run name")
     check_hex(body["blind"], "blind", 32)
@@ -172,7 +184,7 @@ def check_reserve(state: LedgerState, body: Body) -> None:
                 f"{envelope.block!r} is {state.block(envelope.block).unit}.",
                 "Reserve on a block of the plan's unit.",
             )
-    _check_budgets(state, envelopes)
+    return envelopes
 
 
 def _check_envelopes(plan: Plan, envelopes: list[Envelope]) -> None:
@@ -206,7 +218,12 @@ def _check_envelopes(plan: Plan, envelopes: list[Envelope]) -> None:
             )
 
 
-def _check_budgets(state: LedgerState, envelopes: Iterable[Envelope]) -> None:
+def check_budgets(state: LedgerState, envelopes: Iterable[Envelope]) -> None:
+    """Checks that every block holds what the envelopes take of it together.
+
+    Raises:
+        BudgetError: One does not.
+    """
     asked: dict[str, tuple[int, int]] = {}
     for envelope in envelopes:
         epsilon, delta = asked.get(envelope.block, (0, 0))
@@ -242,35 +259,58 @@ def _refuse(block: Block, epsilon_units: int, delta_units: int) -> NoReturn:
 
 def advance_reserve(state: LedgerState, entry: Entry) -> None:
     """Takes the envelopes out of their blocks."""
-    body = entry.body
+    run = add_run(state, entry.body)
+    take_envelopes(state, run, entry)
+
+
+def add_run(state: LedgerState, body: Body) -> Run:
+    """Adds a run that holds nothing yet; its blocks count the arrival."""
     plan = read_plan(body["plan"])
-    envelopes = tuple(Envelope.from_dict(data) for data in body["envelopes"])
-    for envelope in envelopes:
-        block = state.blocks[envelope.block]
-        block.reserved_epsilon_units += envelope.epsilon_units
-        block.reserved_delta_units += envelope.delta_units
-    state.num_reservations += 1
-    state.runs[body["run_id"]] = Run(
+    run = Run(
         run_id=body["run_id"],
         name=body["name"],
         plan=plan,
         plan_digest=body["plan_digest"],
-        envelopes=envelopes,
-        reservation=entry.position,
-        reservation_sequence=state.num_reservations,
+        envelopes=tuple(Envelope.from_dict(data) for data in body["envelopes"]),
+        reservation=Position(0, ""),
+        reservation_sequence=0,
         phase_ends=tuple(accumulate(phase.num_steps for phase in plan.phases)),
         num_steps=plan.num_steps,
         num_steps_max=plan.num_steps_max,
     )
+    state.runs[run.run_id] = run
+    for name in {envelope.block for envelope in run.envelopes}:
+        state.blocks[name].num_arrivals += 1
+    return run
+
+
+def take_envelopes(state: LedgerState, run: Run, entry: Entry) -> None:
+    """Takes the run's envelopes out of their blocks; the entry is its reservation."""
+    for envelope in run.envelopes:
+        block = state.blocks[envelope.block]
+        block.reserved_epsilon_units += envelope.epsilon_units
+        block.reserved_delta_units += envelope.delta_units
+    state.num_reservations += 1
+    run.reservation = entry.position
+    run.reservation_sequence = state.num_reservations
+    run.status = "reserved"
 
 
 def check_release_reservation(state: LedgerState, body: Body) -> None:
     """An envelope is given back only while nothing of it was charged."""
     run = state.run(body["run_id"])
-    if run.status == "released":
+    if run.status == "waiting":
         raise InputError(
-            f"Run {run.run_id!r} gave its reservation back already.",
+            f"Run {run.run_id!r} waits for its turn and has no reservation.",
+            "Take it out of the queue with `pft budget leave`.",
+            {"run_id": run.run_id},
+        )
+    if not run.holds_envelopes:
+        raise AlreadySettledError(
+            f"Run {run.run_id!r} is {run.status}: it gave its reservation back "
+            "already, or never had one.",
             "Nothing is left to give back.",
+            {"run_id": run.run_id, "status": run.status},
         )
     if run.is_charged:
         raise BudgetError(
@@ -282,13 +322,17 @@ def check_release_reservation(state: LedgerState, body: Body) -> None:
 
 def advance_release_reservation(state: LedgerState, entry: Entry) -> None:
     """Returns the envelopes to their blocks and closes the run for good."""
-    run = state.runs[entry.body["run_id"]]
+    give_back(state, state.runs[entry.body["run_id"]], "released")
+
+
+def give_back(state: LedgerState, run: Run, status: str) -> None:
+    """Returns a run's envelopes to their blocks; ``status`` is its last."""
     for envelope in run.envelopes:
         block = state.blocks[envelope.block]
         block.reserved_epsilon_units -= envelope.epsilon_units
         block.reserved_delta_units -= envelope.delta_units
     run.close_attempt()
-    run.status = "released"
+    run.status = status
 
 
 def use_envelopes(state: LedgerState, run: Run) -> None:

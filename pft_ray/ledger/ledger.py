@@ -10,6 +10,7 @@ from pft_ray.ledger import bodies, registration
 from pft_ray.ledger.chain import Chain
 from pft_ray.ledger.entries import Position
 from pft_ray.ledger.opening import ledger_source, open_for_writing
+from pft_ray.ledger.queue import LedgerQueue
 from pft_ray.ledger.reader import LedgerReader
 from pft_ray.ledger.run_rules import find_grant
 from pft_ray.ledger.state import check
@@ -46,6 +47,7 @@ class Ledger(LedgerReader):
     def __init__(self, chain: Chain, keys_dir: Path | None) -> None:
         super().__init__(chain)
         self._keys_dir = keys_dir
+        self.queue = LedgerQueue(chain)
 
     @classmethod
     def open(
@@ -211,6 +213,7 @@ class Ledger(LedgerReader):
 
         Raises:
             BudgetError: A block has not enough left; nothing was written.
+            MustWaitError: It would overtake a run that waits in :attr:`queue`.
             InputError: The run exists, or an envelope does not pay for the plan.
             UnknownBlockError: A block does not exist.
         """

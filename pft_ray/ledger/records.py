@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 END_STATUSES = ("completed", "budget_exhausted", "interrupted", "failed")
 # No epoch can take a run again that has one of these.
-FINAL_STATUSES = ("completed", "budget_exhausted", "released")
+FINAL_STATUSES = ("completed", "budget_exhausted", "released", "expired", "left")
+# Runs with one of these hold no envelope and were never charged.
+EMPTY_STATUSES = ("waiting", "left", "released", "expired")
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Block:
     used_epsilon_units: int = 0
     used_delta_units: int = 0
     num_non_private: int = 0
+    num_arrivals: int = 0  # runs that ever asked for a part of it
 
     @property
     def remaining_epsilon_units(self) -> int:
@@ -122,10 +125,12 @@ class Look:
 
 @dataclass
 class Run:
-    """A reserved run and everything that was charged to it.
+    """A reserved or waiting run and everything that was charged to it.
 
-    ``status`` is ``reserved``, ``running``, one of the end statuses, or ``released``
-    when the reservation was given back.
+    ``status`` is ``waiting`` in the queue (``left`` when it gave up), ``reserved``,
+    ``running``, one of the end statuses, ``released`` when the reservation was given
+    back, or ``expired`` when its time limit passed. ``reservation`` is that of nothing
+    (0) while it waits. A ``time_limit_ms`` of 0 is none.
     """
 
     run_id: str
@@ -139,6 +144,7 @@ class Run:
     num_steps: int
     num_steps_max: int
     status: str = "reserved"
+    time_limit_ms: int = 0
     epoch: int = 0
     attempts: list[Attempt] = field(default_factory=list)
     has_open_attempt: bool = False
@@ -162,6 +168,11 @@ class Run:
     def is_charged(self) -> bool:
         """Whether its envelopes are used: a step or a look was charged."""
         return self.num_steps_charged > 0 or bool(self.looks)
+
+    @property
+    def holds_envelopes(self) -> bool:
+        """Whether its envelopes are taken out of their blocks."""
+        return self.status not in EMPTY_STATUSES
 
     @property
     def evaluation_block(self) -> str | None:

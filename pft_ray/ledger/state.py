@@ -13,9 +13,11 @@ from pft_ray.errors import (
     InputError,
     PftError,
     UnknownBlockError,
+    UnknownRunError,
     VerificationError,
 )
-from pft_ray.ledger import block_rules, run_rules
+from pft_ray.ledger import block_rules, queue_rules, run_rules
+from pft_ray.ledger.admission import Job, Order
 from pft_ray.ledger.entries import (
     GENESIS_PREVIOUS,
     Body,
@@ -45,6 +47,8 @@ class LedgerState:
     blocks: dict[str, Block] = field(default_factory=dict)
     runs: dict[str, Run] = field(default_factory=dict)
     num_non_private: dict[str, int] = field(default_factory=dict)
+    order: Order = field(default_factory=Order)
+    waiting: dict[str, Job] = field(default_factory=dict)  # by arrival
 
     @property
     def position(self) -> Position:
@@ -97,10 +101,10 @@ class LedgerState:
         """Returns the run named.
 
         Raises:
-            InputError: The ledger holds no reservation of that run.
+            UnknownRunError: The ledger holds no reservation of that run.
         """
         if run_id not in self.runs:
-            raise InputError(
+            raise UnknownRunError(
                 f"The ledger holds no reservation of run {run_id!r}.",
                 "Use the ledger that the run was started with.",
                 {"run_id": run_id},
@@ -131,6 +135,11 @@ _RULES = {
     "release": _Rule(run_rules.check_release, run_rules.advance_release),
     "checkpoint": _Rule(run_rules.check_checkpoint, run_rules.advance_checkpoint),
     "end": _Rule(run_rules.check_end, run_rules.advance_end),
+    "request": _Rule(queue_rules.check_request, queue_rules.advance_request),
+    "admit": _Rule(queue_rules.check_admit, queue_rules.advance_admit),
+    "leave": _Rule(queue_rules.check_leave, queue_rules.advance_leave),
+    "expire": _Rule(queue_rules.check_expire, queue_rules.advance_expire),
+    "admission": _Rule(queue_rules.check_admission, queue_rules.advance_admission),
 }
 
 

@@ -20,7 +20,8 @@ class BlockStatus:
     """A block's budget and what runs took of it.
 
     ``reserved`` counts every envelope that was not given back, ``used`` those whose
-    run was charged, ``remaining`` what the next run may reserve. ``overlapping`` names
+    run was charged, ``remaining`` what the next run may reserve. ``num_waiting`` runs
+    are in the queue for a part of it. ``overlapping`` names
     the blocks that may hold the same units: a unit's whole loss is at most the sum over
     its block and these.
     """
@@ -40,6 +41,7 @@ class BlockStatus:
     used_delta: float
     remaining_delta: float
     num_reservations: int
+    num_waiting: int
     num_non_private: int
     overlapping: tuple[str, ...]
 
@@ -52,7 +54,8 @@ class BlockStatus:
 class RunStatus:
     """A run as the ledger knows it; for the operator, not for release.
 
-    ``reservation`` is its place among all entries. ``open_attempt`` and ``next_step``
+    ``reservation`` is its place among all entries, 0 while it waits. ``time_limit_s``
+    is None when its reservation has no time limit. ``open_attempt`` and ``next_step``
     are None while no attempt is open. ``checkpoints`` are names, oldest first.
     """
 
@@ -64,6 +67,7 @@ class RunStatus:
     plan_digest: str
     envelopes: tuple[Envelope, ...]
     reservation: Position
+    time_limit_s: float | None
     epoch: int
     num_attempts: int
     open_attempt: int | None
@@ -103,9 +107,10 @@ def block_status(state: LedgerState, block: Block) -> BlockStatus:
         used_delta=delta_value(block.used_delta_units),
         remaining_delta=delta_value(block.remaining_delta_units),
         num_reservations=sum(
-            state.runs[run_id].status != "released"
+            state.runs[run_id].holds_envelopes
             for run_id in run_ids_of(state, block.name)
         ),
+        num_waiting=sum(block.name in job.demand for job in state.waiting.values()),
         num_non_private=block.num_non_private,
         overlapping=tuple(
             other.name
@@ -137,6 +142,7 @@ def run_status(run: Run) -> RunStatus:
         plan_digest=run.plan_digest,
         envelopes=run.envelopes,
         reservation=run.reservation,
+        time_limit_s=run.time_limit_ms / 1000 if run.time_limit_ms else None,
         epoch=run.epoch,
         num_attempts=len(run.attempts),
         open_attempt=attempt.number if attempt else None,

@@ -243,7 +243,7 @@ def _check_runs(state: LedgerState, epsilon: PriceFunction) -> tuple[RunCheck, .
     return tuple(
         _check_run(state, run, price)
         for run in state.runs.values()
-        if run.status != "released"
+        if run.holds_envelopes
     )
 
 

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pft_ray.errors import (
+    AlreadySettledError,
     AttemptClosedError,
     BudgetExhausted,
     GrantRefusedError,
@@ -280,8 +281,11 @@ def test_some_ends_are_final(ledger, status):
         ledger.take_epoch("run")
     with pytest.raises(AttemptClosedError):
         ledger.charge_steps("run", epoch, attempt, 0, 1, nonce(0))
-    with pytest.raises(AttemptClosedError):
-        ledger.end_run("run", epoch, "interrupted", 0)
+    before = ledger.position()
+    for again in (status, "interrupted"):
+        with pytest.raises(AlreadySettledError):
+            ledger.end_run("run", epoch, again, 0)
+    assert ledger.position() == before
 
 
 @pytest.mark.parametrize("status", ["interrupted", "failed"])
