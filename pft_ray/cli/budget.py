@@ -9,22 +9,17 @@ import typer
 
 from pft_ray.cli import examples, render
 from pft_ray.cli.options import JobArgument, JsonOption, LedgerOption, SetOption
+from pft_ray.cli.queue import add_commands, open_ledger
 from pft_ray.errors import InputError
 
 _BAR = 16
 
 app = typer.Typer(
-    help="Privacy budgets: create, show, history, verify, release.",
+    help="Privacy budgets: create, show, history, verify, reserve, release, queue.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-
-
-def _open(url: str | None) -> Any:
-    from pft_ray.ledger import Ledger
-    from pft_ray.ledger.home import keys_dir, ledger_location
-
-    return Ledger.open(ledger_location(url), keys_dir=keys_dir(), create=False)
+add_commands(app)
 
 
 @app.command(epilog=examples.CREATE)
@@ -90,7 +85,7 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show each block's budget: total, reserved, used, left."""
-    opened = _open(ledger)
+    opened = open_ledger(ledger)
     blocks = opened.blocks() if block is None else [opened.block_status(block)]
     rows = [status.to_dict() for status in blocks]
     if as_json:
@@ -103,13 +98,14 @@ def show(
         _show_one(rows[0])
         return
     render.print_table(
-        ["block", "epsilon", "left", "delta left", "burn-down"],
+        ["block", "epsilon", "left", "delta left", "waiting", "burn-down"],
         [
             [
                 row["name"],
                 f"{row['epsilon']:g}",
                 f"{row['remaining_epsilon']:g}",
                 f"{row['remaining_delta']:g}",
+                row["num_waiting"],
                 _bar(row),
             ]
             for row in rows
@@ -142,6 +138,8 @@ def _show_one(row: dict[str, Any]) -> None:
         for name in ("epsilon", "delta")
     )
     rows.append(("runs", row["num_reservations"]))
+    if row["num_waiting"]:
+        rows.append(("waiting", row["num_waiting"]))
     if row["overlapping"]:
         rows.append(("overlaps", ", ".join(row["overlapping"]) + " (losses add up)"))
     if row["num_non_private"]:
@@ -160,7 +158,7 @@ def history(
     """Print the newest rows of the ledger."""
     if limit < 1:
         raise InputError(f"--limit is {limit}.", "Give at least 1.")
-    rows = _open(ledger).history(limit=limit, block=block, run_id=run)
+    rows = open_ledger(ledger).history(limit=limit, block=block, run_id=run)
     if as_json:
         render.print_json({"entries": [row.to_dict() for row in rows]})
         return
@@ -249,7 +247,7 @@ def release(
 
     The run gets no step ever after. A run that was charged keeps its envelopes.
     """
-    opened = _open(ledger)
+    opened = open_ledger(ledger)
     opened.release_reservation(run)
     envelopes = opened.run_status(run).envelopes
     blocks = [opened.block_status(envelope.block) for envelope in envelopes]

@@ -25,6 +25,7 @@ TRAIN = _lines(
     "pft train job.yaml",
     "pft train job.yaml --address 10.0.0.7:6379 --set cluster.workers=8",
     "pft train job.yaml --resume RUN",
+    "pft train job.yaml --wait",
 )
 REPORT = _lines("pft report RUN", "pft report RUN --json > report.json")
 PREDICT = _lines(
@@ -42,3 +43,9 @@ SHOW = _lines("pft budget show", "pft budget show tickets/train --json")
 HISTORY = _lines("pft budget history --run RUN --limit 200")
 VERIFY = _lines("pft budget verify", "pft budget verify --runs /srv/runs --json")
 RELEASE = _lines("pft budget release RUN")
+RESERVE = _lines(
+    "pft budget reserve job.yaml",
+    "pft budget reserve job.yaml --expires 30m --wait",
+)
+QUEUE = _lines("pft budget queue", "pft budget queue --order dpf --dpf-n 10")
+LEAVE = _lines("pft budget leave RUN")

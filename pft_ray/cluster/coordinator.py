@@ -22,7 +22,8 @@ from pft_ray.errors import (
     GrantRefusedError,
     RunFailedError,
 )
-from pft_ray.ledger import Ledger, Position, read_anchors, write_anchor
+from pft_ray.ledger import Ledger, Position, ReservationClock
+from pft_ray.ledger.anchor import read_anchors, write_anchor
 from pft_ray.training.loop import GrantReply, LookReply
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class Coordinator:
         self._ledger = Ledger.open(
             config.ledger_url, keys_dir=Path(config.keys_dir), create=False
         )
+        self._time_limits = ReservationClock(self._ledger.queue)
         self._require_anchor()
         self._epoch = self._ledger.take_epoch(config.run_id)
         self._ledger_id = self._ledger.ledger_id
@@ -346,7 +348,8 @@ class Coordinator:
             self._step = step
 
     def status(self) -> dict[str, Any]:
-        """Returns what the operator's display shows; no private value is in it."""
+        """Returns what the display shows, nothing private; lets time limits pass."""
+        self._time_limits.tick()
         with self._lock:
             run = self._ledger.run_status(self._config.run_id)
             return {

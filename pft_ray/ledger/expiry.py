@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+from pft_ray.errors import LedgerLockedError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -50,6 +52,10 @@ class ReservationClock:
             for key, limit_s in limits.items()
             if now_s - self._first_seen_s[key] >= limit_s
         ]
-        return tuple(
-            run_id for run_id, epoch in passed if self._queue.expire(run_id, epoch)
-        )
+        return tuple(run_id for run_id, epoch in passed if self._expire(run_id, epoch))
+
+    def _expire(self, run_id: str, epoch: int) -> bool:
+        try:
+            return self._queue.expire(run_id, epoch)
+        except LedgerLockedError:
+            return False  # others are busy there; the next look tries again

@@ -15,6 +15,7 @@ from pft_ray.ledger.block_rules import check_budgets, check_job
 from pft_ray.ledger.budget import delta_value, epsilon_value
 from pft_ray.ledger.entries import natural
 from pft_ray.ledger.queue_rules import can_expire, refuse_impossible
+from pft_ray.ledger.state import check
 from pft_ray.ledger.turns import PARTS, check_arrival, supplies_for
 
 if TYPE_CHECKING:
@@ -226,6 +227,17 @@ class LedgerQueue:
         with self._chain.reading() as state:
             if run_id in state.waiting:
                 refuse_impossible(state, state.waiting[run_id])
+
+    def check_takeable(self, run_id: str) -> None:
+        """Raises what :meth:`Ledger.take_epoch` would raise now; takes nothing.
+
+        Raises:
+            ReservationExpiredError: The reservation passed its time limit.
+            ResumeError: The run waits, ended, left or gave its reservation back.
+        """
+        with self._chain.reading() as state:
+            epoch = state.run(run_id).epoch + 1
+            check(state, "epoch", {"run_id": run_id, "epoch": epoch})
 
     # -- the order ----------------------------------------------------------------
 
