@@ -1,6 +1,6 @@
 """Runs all benchmarks, or those named; writes dated cards and says what was missed.
 
-python benchmarks/run.py [quickstart|agent_mail|scaling|ledger|plan|engine ...]
+python benchmarks/run.py [quickstart|agent_mail|scaling|ledger|admission|plan ...]
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ NAMES = (
     "plan",
     "sampler",
     "ledger",
+    "admission",
     "clipping",
     "engine",
     "scaling",

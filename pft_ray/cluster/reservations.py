@@ -157,7 +157,7 @@ def wait_for_turn(
                 clock.tick()
                 ledger.queue.admit()
                 ledger.queue.check_possible(run_id)
-                rows = [r for r in ledger.queue.waiting() if r.run_id == run_id]
+                rows = ledger.queue.waiting(run_id)
                 if not rows:
                     break
                 if on_wait is not None:

@@ -266,8 +266,8 @@ class LedgerQueue:
         )
         return entry is not None
 
-    def waiting(self) -> list[WaitingRun]:
-        """Returns who waits, the next to be looked at first."""
+    def waiting(self, run_id: str | None = None) -> list[WaitingRun]:
+        """Returns who waits, the next to be looked at first; of one run when named."""
         with self._chain.reading() as state:
             jobs = list(state.waiting.values())
             supplies = supplies_for(state, jobs)
@@ -277,6 +277,7 @@ class LedgerQueue:
             return [
                 _row(state, job, place, supplies)
                 for place, job in enumerate(ranked, start=1)
+                if run_id in (None, job.name)
             ]
 
     # -- time limits ----------------------------------------------------------------

@@ -79,6 +79,12 @@ def test_what_fits_is_reserved_at_once_and_what_does_not_waits(ledger):
     assert row.waits_for["block"] == TRAIN
     assert row.waits_for["part"] == "epsilon"
     assert row.waits_for["missing"] == 1.0
+    error = refused(
+        ledger,
+        BudgetError,
+        lambda: ledger._append("admit", lambda _: {"run_id": "b", "blind": "0" * 32}),
+    )
+    assert error.code == "budget-refused"  # the very check of a reservation
     ledger.release_reservation("a")
     assert ledger.run_status("b").status == "waiting"
     assert ledger.queue.admit() == ("b",)
