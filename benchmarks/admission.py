@@ -225,7 +225,6 @@ def measure_orders(card: Card, sizes: Sizes, trace: list[Arrival]) -> dict[Order
             Figure(f"{name}: scheduler, whole trace", outcome.elapsed_s, "s"),
         ]
         card.details[name] = {
-            "admitted": sorted(outcome.admitted),
             "longest_queue": outcome.longest_queue,
             "tenants_served": served,
         }

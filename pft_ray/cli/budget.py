@@ -19,7 +19,6 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-add_commands(app)
 
 
 @app.command(epilog=examples.CREATE)
@@ -259,3 +258,6 @@ def release(
         render.console().print(
             f"Block {block.name}: {block.remaining_epsilon:g} left.", markup=False
         )
+
+
+add_commands(app)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,7 +80,7 @@ class Coordinator:
         self._ledger = Ledger.open(
             config.ledger_url, keys_dir=Path(config.keys_dir), create=False
         )
-        self._time_limits = ReservationClock(self._ledger.queue)
+        self._time_limits = ReservationClock(self._ledger.queue, time.monotonic)
         self._require_anchor()
         self._epoch = self._ledger.take_epoch(config.run_id)
         self._ledger_id = self._ledger.ledger_id
@@ -375,8 +376,7 @@ class Coordinator:
         Args:
             status: completed, budget_exhausted, interrupted or failed.
             num_steps_released: Steps made over all attempts, as far as is known.
-            died: The worker group died for good. Its step is kept in the ledger, so
-                that the next driver counts it.
+            died: The worker group died for good; the ledger keeps its step in mind.
         """
         with self._lock:
             current, self._attempt = self._attempt, None

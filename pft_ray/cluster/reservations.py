@@ -150,7 +150,8 @@ def wait_for_turn(
         KeyboardInterrupt: By SIGINT; the run has left the queue.
         SystemExit: By SIGTERM; the same.
     """
-    run_id, clock = folder.run_id, ReservationClock(ledger.queue)
+    run_id = folder.run_id
+    clock = ReservationClock(ledger.queue, time.monotonic)
     try:
         with _exit_on_terminate():
             while ledger.queue.status(run_id) == "waiting":

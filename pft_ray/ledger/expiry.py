@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from pft_ray.errors import LedgerLockedError
@@ -23,16 +22,14 @@ class ReservationClock:
 
     Args:
         queue: The ledger's queue.
-        clock: Seconds that never go back; by default the process's monotonic clock.
+        clock: Returns seconds that never go back, such as :func:`time.monotonic`.
 
     Guarantee:
         A reservation goes back only while nothing of it was charged: the ledger
         decides between expiry and a first grant, in the order of its rows.
     """
 
-    def __init__(
-        self, queue: LedgerQueue, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, queue: LedgerQueue, clock: Callable[[], float]) -> None:
         self._queue = queue
         self._clock = clock
         self._first_seen_s: dict[tuple[str, int], float] = {}

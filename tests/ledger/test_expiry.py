@@ -122,9 +122,9 @@ def test_charged_runs_and_runs_without_a_limit_stay(ledger, clock):
 
 @pytest.mark.parametrize("jump_s", [-1e9, 1e9])
 def test_a_wall_clock_that_jumps_changes_nothing(ledger, monkeypatch, jump_s):
-    """With the clock that it has by itself."""
+    """With the clock that coordinators and waiting runs give it."""
     ask(ledger, limit_s=0.2)
-    watch = ReservationClock(ledger.queue)
+    watch = ReservationClock(ledger.queue, time.monotonic)
     start = time.monotonic()
     assert watch.tick() == ()
     wall = time.time
