@@ -77,7 +77,7 @@ def reserve(
         str | None,
         typer.Option(
             metavar="TIME",
-            help="Give it back when unused for so long: 90s, 30m, 2h, 1d.",
+            help="Give it back when no step was paid for so long: 30m, 2h, 1d.",
         ),
     ] = None,
     wait: WaitOption = False,

@@ -156,3 +156,35 @@ def test_a_reservation_that_expires_while_ray_starts_is_told_in_words(
     with pytest.raises(ReservationExpiredError):
         PrivateTrainer(job).fit()
     assert statuses(ledger) == ["expired"]
+
+
+@pytest.mark.parametrize("at", ["start", "grant"])
+def test_a_run_that_expires_under_its_own_driver_ends_in_words(
+    job, ledger, monkeypatch, at
+):
+    """Between taking the run and its first grant; nothing is charged or released."""
+    stage = set_stage(monkeypatch)
+    run_id = reserve_job(job, expires_s=100)["run_id"]
+    start = stage.start_coordinator
+
+    def start_coordinator(config, cls):
+        handle = start(config, cls)
+        if at == "start":
+            assert ledger.queue.expire(run_id, 1)
+            return handle
+        request = stage.coordinator.request
+
+        def late(*args):
+            ledger.queue.expire(run_id, 1)
+            return request(*args)
+
+        monkeypatch.setattr(stage.coordinator, "request", late)
+        return handle
+
+    monkeypatch.setattr("pft_ray.cluster.trainer.start_coordinator", start_coordinator)
+    with pytest.raises(ReservationExpiredError):
+        PrivateTrainer(job).fit()
+    assert statuses(ledger) == ["expired"]
+    assert ledger.run_status(run_id).num_steps_charged == 0
+    assert [block.reserved_epsilon for block in ledger.blocks()] == [0.0, 0.0]
+    assert not (job.parent / "runs" / run_id / "report.json").exists()

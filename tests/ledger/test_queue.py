@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
+
 import pytest
 
 from pft_ray.errors import (
@@ -12,12 +15,15 @@ from pft_ray.errors import (
     ReservationExpiredError,
     ResumeError,
     UnknownRunError,
+    VerificationError,
 )
 from pft_ray.ledger import BlockSpec, Ledger, verify
+from pft_ray.ledger.entries import make_entry
 from tests.ledger.builders import (
     SPLIT,
     TRAIN,
     VALIDATION,
+    add_blocks,
     make_envelopes,
     make_plan,
     nonce,
@@ -321,3 +327,67 @@ def test_an_expired_run_gets_no_grant_even_if_it_lives(ledger):
 @pytest.mark.parametrize("order", [("lifo", 0), ("dpf", 0), ("fcfs", 1), ("dpf", 1.5)])
 def test_orders_without_sense_are_refused(ledger, order):
     refused(ledger, InputError, lambda: ledger.queue.set_order(*order))
+
+
+# -- replay ----------------------------------------------------------------------------
+
+
+def forge(path, kind: str, body: dict) -> int:
+    """Appends a well-formed row that the rules never saw; returns its number."""
+    entry = make_entry(replay(path).position, kind, body)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute(
+            "INSERT INTO entries VALUES (?, ?, ?, ?, ?)",
+            (entry.sequence, entry.kind, entry.text, entry.previous, entry.hash),
+        )
+    return entry.sequence
+
+
+BLIND = {"blind": "0" * 32}
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("admit", {"run_id": "c", **BLIND}),  # b waits before it
+        ("admit", {"run_id": "b", **BLIND}),  # does not fit
+        ("admit", {"run_id": "a", **BLIND}),  # has it
+        ("admit", {"run_id": "nobody", **BLIND}),
+        ("leave", {"run_id": "a"}),
+        ("expire", {"run_id": "a"}),  # charged
+        ("expire", {"run_id": "b"}),  # waits
+        ("admission", {"order": "lifo", "dpf_n": 0}),
+        ("admission", {"order": "dpf", "dpf_n": 0}),
+        ("admission", {"order": "fcfs", "dpf_n": 0}),  # as before
+        ("release_reservation", {"run_id": "b"}),
+        ("epoch", {"run_id": "b", "epoch": 1}),
+    ],
+)
+def test_a_row_out_of_turn_does_not_verify(tmp_path, kind, body):
+    with open_ledger(tmp_path) as ledger:
+        add_blocks(ledger)
+        ask(ledger, "a", 2.0, time_limit_s=60)
+        epoch = ledger.take_epoch("a")
+        attempt = ledger.open_attempt("a", epoch, 0, "start")
+        ledger.charge_steps("a", epoch, attempt, 0, 1, nonce(0))
+        ask(ledger, "big", 1.0)
+        ask(ledger, "b", 1.0)
+        ask(ledger, "c", 0.5)
+        path = ledger.path
+    verify(path, epsilon=price_nothing)
+    row = forge(path, kind, body)
+    with pytest.raises(VerificationError, match=f"row {row} breaks a rule"):
+        verify(path, epsilon=price_nothing)
+
+
+def test_a_forged_row_in_turn_does_verify(tmp_path):
+    """The forger itself is sound: it is the rules that refuse the rows above."""
+    with open_ledger(tmp_path) as ledger:
+        add_blocks(ledger)
+        ask(ledger, "a", 3.0)
+        ask(ledger, "b", 1.0)
+        ledger.release_reservation("a")
+        path = ledger.path
+    forge(path, "admit", {"run_id": "b", **BLIND})
+    verify(path, epsilon=price_nothing)
+    assert replay(path).runs["b"].status == "reserved"
