@@ -83,7 +83,7 @@ def test_a_full_block_refuses_and_leaves_no_folder(job, ledger):
     assert len(list((job.parent / "runs").glob("*/plan.json"))) == 2
 
 
-def wait(job, *arguments) -> subprocess.Popen:
+def wait(*arguments) -> subprocess.Popen:
     """Starts a verb that waits, in a process of its own."""
     return subprocess.Popen(
         [
@@ -117,7 +117,7 @@ def fill(job) -> list[str]:
 
 def test_who_waits_gets_what_is_given_back(job, ledger):
     first, _ = fill(job)
-    waiter = wait(job, "budget", "reserve", job, "--wait", "--json")
+    waiter = wait("budget", "reserve", job, "--wait", "--json")
     until(ledger.queue.waiting, "nobody waited")
     answer = pft("budget", "queue", "--json").json
     (row,) = answer["waiting"]
@@ -138,11 +138,16 @@ def test_who_waits_gets_what_is_given_back(job, ledger):
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+    ("verb", "number", "code"),
+    [
+        (["budget", "reserve", "--wait"], signal.SIGINT, 130),
+        (["budget", "reserve", "--wait"], signal.SIGTERM, 143),
+        (["train", "--new", "--wait"], signal.SIGINT, 130),
+    ],
 )
-def test_an_interrupt_leaves_the_queue_cleanly(job, ledger, number, code):
+def test_an_interrupt_leaves_the_queue_cleanly(job, ledger, verb, number, code):
     fill(job)
-    waiter = wait(job, "budget", "reserve", job, "--wait")
+    waiter = wait(*verb, job)
     until(ledger.queue.waiting, "nobody waited")
     (row,) = ledger.queue.waiting()
     time.sleep(0.5)
@@ -157,7 +162,7 @@ def test_an_interrupt_leaves_the_queue_cleanly(job, ledger, number, code):
 
 def test_leave_and_settling_twice(job, ledger):
     first, second = fill(job)
-    waiter = wait(job, "budget", "reserve", job, "--wait", "--json")
+    waiter = wait("budget", "reserve", job, "--wait", "--json")
     until(ledger.queue.waiting, "nobody waited")
     (row,) = ledger.queue.waiting()
     answer = pft("budget", "leave", row.run_id, "--json")
@@ -187,7 +192,7 @@ def test_nobody_overtakes_without_waiting(job, ledger):
     error = refused(ledger, 3, "must-wait", "budget", "reserve", job)
     assert error["details"]["num_waiting"] == 1
     # Whoever comes next lets the first in line go first.
-    waiter = wait(job, "budget", "reserve", job, "--wait")
+    waiter = wait("budget", "reserve", job, "--wait")
     until(lambda: ledger.run_status("elsewhere").status == "reserved", "not admitted")
     waiter.send_signal(signal.SIGINT)
     waiter.communicate(timeout=90)
