@@ -108,7 +108,7 @@ class UnknownRunError(InputError):
     code = "unknown-run"
 
 
-class AlreadySettledError(InputError):
+class SettledError(InputError):
     """A run that ended for good, or gave its budget back, is to be settled again."""
 
     code = "already-settled"

@@ -10,7 +10,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pft_ray.accounting.plan import Plan
-from pft_ray.errors import AlreadySettledError, BudgetError, InputError, PlanError
+from pft_ray.errors import BudgetError, InputError, PlanError, SettledError
 from pft_ray.ledger.budget import (
     PURPOSES,
     Envelope,
@@ -306,7 +306,7 @@ def check_release_reservation(state: LedgerState, body: Body) -> None:
             {"run_id": run.run_id},
         )
     if not run.holds_envelopes:
-        raise AlreadySettledError(
+        raise SettledError(
             f"Run {run.run_id!r} is {run.status}: it gave its reservation back "
             "already, or never had one.",
             "Nothing is left to give back.",

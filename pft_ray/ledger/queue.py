@@ -12,11 +12,10 @@ from pft_ray.errors import InputError, MustWaitError
 from pft_ray.ledger import bodies
 from pft_ray.ledger.admission import Order, ahead, is_possible, missing, next_job
 from pft_ray.ledger.block_rules import check_budgets, check_job
-from pft_ray.ledger.budget import delta_value, epsilon_value
 from pft_ray.ledger.entries import natural
 from pft_ray.ledger.queue_rules import can_expire, refuse_impossible
 from pft_ray.ledger.state import check
-from pft_ray.ledger.turns import PARTS, check_arrival, supplies_for
+from pft_ray.ledger.turns import amounts_of, check_arrival, supplies_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -192,7 +191,7 @@ class LedgerQueue:
 
         Raises:
             UnknownRunError: The ledger does not know the run.
-            AlreadySettledError: It does not wait: it left, or it was admitted.
+            SettledError: It does not wait: it left, or it was admitted.
         """
         entry = self._chain.append("leave", lambda _: {"run_id": run_id})
         assert entry is not None  # the body is never None
@@ -339,14 +338,10 @@ def _row(
 
 def _lack(state: LedgerState, found: Missing) -> dict[str, Any]:
     """Returns block, part and amount of a lack, in the part's own measure."""
-    block = state.blocks[found.block]
-    totals = {"epsilon": block.epsilon_units, "delta": block.delta_units}
-    values = {"epsilon": epsilon_value, "delta": delta_value}
-    part = PARTS[found.part]
-    units = math.ceil(found.lacks * totals[part])
+    amount = amounts_of(state.blocks[found.block])[found.part]
     return {
         "block": found.block,
-        "part": part,
-        "missing": values[part](units),
+        "part": amount.name,
+        "missing": amount.value(math.ceil(found.lacks * amount.whole)),
         "share": float(found.lacks),
     }

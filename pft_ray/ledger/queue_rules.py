@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pft_ray.errors import AlreadySettledError, BudgetError, InputError
+from pft_ray.errors import BudgetError, InputError, SettledError
 from pft_ray.ledger.admission import Job, Order, is_possible
 from pft_ray.ledger.block_rules import (
     add_run,
@@ -66,11 +66,11 @@ def _waiting_run(state: LedgerState, run_id: str) -> Run:
 
     Raises:
         UnknownRunError: The ledger does not know it.
-        AlreadySettledError: It left, was admitted, or never waited.
+        SettledError: It left, was admitted, or never waited.
     """
     run = state.run(run_id)
     if run_id not in state.waiting:
-        raise AlreadySettledError(
+        raise SettledError(
             f"Run {run_id!r} is {run.status}: it does not wait.",
             "`pft budget queue` shows who waits.",
             {"run_id": run_id, "status": run.status},
@@ -134,7 +134,7 @@ def check_expire(state: LedgerState, body: Body) -> None:
             {"run_id": run.run_id},
         )
     if run.is_final:
-        raise AlreadySettledError(
+        raise SettledError(
             f"Run {run.run_id!r} is {run.status} already.",
             "A reservation goes back once.",
             {"run_id": run.run_id, "status": run.status},

@@ -9,13 +9,13 @@ from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 from pft_ray.errors import (
-    AlreadySettledError,
     AttemptClosedError,
     BudgetExhausted,
     GrantRefusedError,
     InputError,
     ReservationExpiredError,
     ResumeError,
+    SettledError,
     StaleCoordinatorError,
 )
 from pft_ray.ledger.block_rules import check_hex, use_envelopes
@@ -290,7 +290,7 @@ def check_end(state: LedgerState, body: Body) -> None:
     """
     run = state.run(body["run_id"])
     if run.is_final and run.status != "expired":
-        raise AlreadySettledError(
+        raise SettledError(
             f"Run {run.run_id!r} is {run.status} already.",
             "A run is settled once.",
             {"run_id": run.run_id, "status": run.status},

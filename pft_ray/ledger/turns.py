@@ -3,46 +3,72 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pft_ray.errors import MustWaitError
 from pft_ray.ledger.admission import Job, Missing, Supply, ahead, missing
+from pft_ray.ledger.budget import delta_value, epsilon_value
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from pft_ray.ledger.budget import Envelope
     from pft_ray.ledger.records import Block
     from pft_ray.ledger.state import LedgerState
 
-# What the parts of a share, a supply or a lack stand for.
-PARTS = ("epsilon", "delta")
+
+class Amount(NamedTuple):
+    """One part of a block's budget, in its own units.
+
+    Attributes:
+        name: What it is, for display.
+        whole: All of it.
+        held: What runs reserved and did not give back.
+        used: What charges used, for good.
+        value: Turns units into the number that is shown.
+    """
+
+    name: str
+    whole: int
+    held: int
+    used: int
+    value: Callable[[int], float]
+
+
+def amounts_of(block: Block) -> tuple[Amount, ...]:
+    """Returns the parts of a block's budget."""
+    epsilon = Amount(
+        "epsilon",
+        block.epsilon_units,
+        block.reserved_epsilon_units,
+        block.used_epsilon_units,
+        epsilon_value,
+    )
+    delta = Amount(
+        "delta",
+        block.delta_units,
+        block.reserved_delta_units,
+        block.used_delta_units,
+        delta_value,
+    )
+    return epsilon, delta
 
 
 def parts_of(envelope: Envelope, block: Block) -> tuple[Fraction, ...]:
-    """Returns an envelope's parts of the block's whole epsilon and delta."""
-    return (
-        Fraction(envelope.epsilon_units, block.epsilon_units),
-        Fraction(envelope.delta_units, block.delta_units),
+    """Returns an envelope's parts of the block's whole, one for each amount."""
+    asked = (envelope.epsilon_units, envelope.delta_units)
+    return tuple(
+        Fraction(units, amount.whole)
+        for units, amount in zip(asked, amounts_of(block), strict=True)
     )
-
-
-def share_of(envelope: Envelope, block: Block) -> Fraction:
-    """Returns an envelope's share of the block: the larger of its parts."""
-    return max(parts_of(envelope, block))
 
 
 def supply_of(block: Block) -> Supply:
     """Returns what no run holds, and what no charge has used, of the block."""
+    amounts = amounts_of(block)
     return Supply(
-        left=(
-            Fraction(block.remaining_epsilon_units, block.epsilon_units),
-            Fraction(block.remaining_delta_units, block.delta_units),
-        ),
-        unused=(
-            1 - Fraction(block.used_epsilon_units, block.epsilon_units),
-            1 - Fraction(block.used_delta_units, block.delta_units),
-        ),
+        left=tuple(Fraction(a.whole - a.held, a.whole) for a in amounts),
+        unused=tuple(Fraction(a.whole - a.used, a.whole) for a in amounts),
         num_arrivals=block.num_arrivals,
     )
 
@@ -113,8 +139,9 @@ def _check_turn(state: LedgerState, job: Job, supplies: dict[str, Supply]) -> No
 
 def _refuse_locked(state: LedgerState, job: Job, found: Missing) -> None:
     """Refuses what fits the block but not its unlocked part."""
+    name = amounts_of(state.blocks[found.block])[found.part].name
     raise MustWaitError(
-        f"Block {found.block!r} has too little {PARTS[found.part]} unlocked: "
+        f"Block {found.block!r} has too little {name} unlocked: "
         f"{float(found.lacks):.4g} of the whole is missing (admission order "
         f"{state.order.kind}, N {state.order.dpf_n}).",
         "Join the queue with --wait: every run that arrives unlocks more.",

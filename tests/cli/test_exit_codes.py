@@ -25,7 +25,7 @@ CODES = {
     "ResumeError": 2,
     "UnknownBlockError": 2,
     "UnknownRunError": 2,
-    "AlreadySettledError": 2,
+    "SettledError": 2,
     "BudgetError": 3,
     "BudgetExhausted": 3,
     "MustWaitError": 3,

@@ -8,12 +8,12 @@ from contextlib import closing
 import pytest
 
 from pft_ray.errors import (
-    AlreadySettledError,
     BudgetError,
     InputError,
     MustWaitError,
     ReservationExpiredError,
     ResumeError,
+    SettledError,
     UnknownRunError,
     VerificationError,
 )
@@ -225,11 +225,11 @@ def test_who_left_is_gone(ledger):
     ledger.queue.leave("b")
     assert ledger.run_status("b").status == "left"
     assert ledger.run_status("b").is_final
-    refused(ledger, AlreadySettledError, lambda: ledger.queue.leave("b"))
-    refused(ledger, AlreadySettledError, lambda: ledger.queue.leave("a"))
+    refused(ledger, SettledError, lambda: ledger.queue.leave("b"))
+    refused(ledger, SettledError, lambda: ledger.queue.leave("a"))
     refused(ledger, UnknownRunError, lambda: ledger.queue.leave("nobody"))
     refused(ledger, ResumeError, lambda: ledger.take_epoch("b"))
-    refused(ledger, AlreadySettledError, lambda: ledger.release_reservation("b"))
+    refused(ledger, SettledError, lambda: ledger.release_reservation("b"))
 
 
 def test_giving_up_works_before_and_after_admission(ledger):
@@ -250,9 +250,7 @@ def test_giving_up_works_before_and_after_admission(ledger):
 def test_nothing_is_settled_twice(ledger):
     reserve(ledger, "a", 1.0)
     ledger.release_reservation("a")
-    error = refused(
-        ledger, AlreadySettledError, lambda: ledger.release_reservation("a")
-    )
+    error = refused(ledger, SettledError, lambda: ledger.release_reservation("a"))
     assert (error.code, error.exit_code) == ("already-settled", 2)
     error = refused(
         ledger, UnknownRunError, lambda: ledger.release_reservation("nobody")
@@ -263,10 +261,10 @@ def test_nothing_is_settled_twice(ledger):
     assert not ledger.queue.expire("b", 0)
     error = refused(ledger, ReservationExpiredError, lambda: ledger.take_epoch("b"))
     assert (error.code, error.exit_code) == ("reservation-expired", 3)
-    refused(ledger, AlreadySettledError, lambda: ledger.release_reservation("b"))
+    refused(ledger, SettledError, lambda: ledger.release_reservation("b"))
     refused(
         ledger,
-        AlreadySettledError,
+        SettledError,
         lambda: ledger._append("expire", lambda _: {"run_id": "b"}),
     )
 

@@ -7,12 +7,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pft_ray.errors import (
-    AlreadySettledError,
     AttemptClosedError,
     BudgetExhausted,
     GrantRefusedError,
     InputError,
     ResumeError,
+    SettledError,
     StaleCoordinatorError,
 )
 from tests.ledger.builders import (
@@ -283,7 +283,7 @@ def test_some_ends_are_final(ledger, status):
         ledger.charge_steps("run", epoch, attempt, 0, 1, nonce(0))
     before = ledger.position()
     for again in (status, "interrupted"):
-        with pytest.raises(AlreadySettledError):
+        with pytest.raises(SettledError):
             ledger.end_run("run", epoch, again, 0)
     assert ledger.position() == before
 
