@@ -1,6 +1,6 @@
 """Runs all benchmarks, or those named; writes dated cards and says what was missed.
 
-python benchmarks/run.py [quickstart|agent_mail|scaling|ledger|plan|engine ...]
+python benchmarks/run.py [quickstart|agent_mail|scaling|ledger|admission|plan ...]
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ NAMES = (
     "ledger",
     "ledger_growth",
     "ledger_load",
+    "admission",
     "clipping",
     "engine",
     "scaling",

@@ -102,6 +102,18 @@ class ResumeError(InputError):
     code = "cannot-resume"
 
 
+class UnknownRunError(InputError):
+    """A run is named that the ledger does not have."""
+
+    code = "unknown-run"
+
+
+class SettledError(InputError):
+    """A run that ended for good, or gave its budget back, is to be settled again."""
+
+    code = "already-settled"
+
+
 class BudgetError(PftError):
     """The privacy budget does not allow what was asked."""
 
@@ -113,6 +125,18 @@ class BudgetExhausted(BudgetError):  # noqa: N818 - the field's name for the sta
     """The run's allowance of steps (T_max) or looks is used up."""
 
     code = "budget-exhausted"
+
+
+class MustWaitError(BudgetError):
+    """The admission order lets other runs go first, or has not unlocked enough."""
+
+    code = "must-wait"
+
+
+class ReservationExpiredError(BudgetError):
+    """The run's reservation passed its time limit unused and went back."""
+
+    code = "reservation-expired"
 
 
 class UnknownBlockError(InputError):
@@ -131,12 +155,6 @@ class BlockModeError(InputError):
     """Envelopes and shares of rho are mixed, or do not suit a block's mode."""
 
     code = "block-mode"
-
-
-class SettledError(InputError):
-    """A run's reservation was settled or given back before."""
-
-    code = "already-settled"
 
 
 class LedgerError(PftError):

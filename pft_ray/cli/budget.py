@@ -22,6 +22,7 @@ from pft_ray.cli.filter_budget import (
     with_runs,
 )
 from pft_ray.cli.options import JobArgument, JsonOption, LedgerOption, SetOption
+from pft_ray.cli.queue import add_commands, open_ledger
 from pft_ray.errors import InputError
 
 _BAR = 16
@@ -32,15 +33,6 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-
-
-def _open(url: str | None) -> Any:
-    from pft_ray.ledger import Ledger
-    from pft_ray.ledger.home import events_file, keys_dir, ledger_location
-
-    opened = Ledger.open(ledger_location(url), keys_dir=keys_dir(), create=False)
-    opened.observers.subscribe(events_file())
-    return opened
 
 
 @app.command(epilog=examples.CREATE)
@@ -121,18 +113,24 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show each block's budget: total, reserved, used, left; and its burn-down."""
-    from pft_ray.assurance.burn_down import burn_down, check_plot, write_plot
+    from pft_ray.assurance.burn_down import (
+        burn_down,
+        check_plot,
+        measure_of,
+        write_plot,
+    )
 
     if plot is not None and block is None:
         raise InputError("--plot is given without a block.", "Name the block, too.")
     if plot is not None:
         check_plot(plot)
-    opened = _open(ledger)
+    opened = open_ledger(ledger)
     blocks = opened.blocks() if block is None else [opened.block_status(block)]
     rows = with_runs(opened, blocks)
     if block is not None:
         steps = burn_down(blocks[0], opened.runs())
         rows[0]["burn_down"] = [step.to_dict() for step in steps]
+        rows[0]["burn_measure"], rows[0]["burn_whole"] = measure_of(blocks[0])
         if plot is not None:
             write_plot(plot, blocks[0], steps)
     if as_json:
@@ -146,13 +144,14 @@ def show(
         show_runs(rows[0])
         return
     render.print_table(
-        ["block", "epsilon", "left", "delta left", "burn-down"],
+        ["block", "epsilon", "left", "delta left", "waiting", "burn-down"],
         [
             [
                 row["name"],
                 f"{row['epsilon']:g}",
                 left_words(row),
                 f"{row['remaining_delta']:g}",
+                row["num_waiting"],
                 _bar(row),
             ]
             for row in rows
@@ -188,6 +187,8 @@ def _show_one(row: dict[str, Any]) -> None:
         for name in ("epsilon", "delta")
     )
     rows.append(("runs", row["num_reservations"]))
+    if row["num_waiting"]:
+        rows.append(("waiting", row["num_waiting"]))
     if row["overlapping"]:
         rows.append(("overlaps", ", ".join(row["overlapping"]) + " (losses add up)"))
     if row["num_non_private"]:
@@ -195,13 +196,13 @@ def _show_one(row: dict[str, Any]) -> None:
     render.print_facts([*rows, ("burn-down", _bar(row))])
     if row["burn_down"]:
         render.print_table(
-            ["after run", "took", "left", ""],
+            ["after run", f"took {row['burn_measure']}", "left", ""],
             [
                 [
                     step["run_id"],
-                    f"{step['epsilon']:g}" + ("" if step["is_used"] else " (reserved)"),
+                    f"{step['taken']:g}" + ("" if step["is_used"] else " (reserved)"),
                     f"{step['left']:g}",
-                    "#" * round(_BAR * step["left"] / row["epsilon"]),
+                    "#" * round(_BAR * step["left"] / row["burn_whole"]),
                 ]
                 for step in row["burn_down"][-_MAX_RUNS:]
             ],
@@ -219,7 +220,7 @@ def history(
     """Print the newest rows of the ledger."""
     if limit < 1:
         raise InputError(f"--limit is {limit}.", "Give at least 1.")
-    rows = _open(ledger).history(limit=limit, block=block, run_id=run)
+    rows = open_ledger(ledger).history(limit=limit, block=block, run_id=run)
     if as_json:
         render.print_json({"entries": [row.to_dict() for row in rows]})
         return
@@ -313,7 +314,7 @@ def release(
     The run gets no step ever after. A run that was charged keeps its envelopes; on
     filter blocks it gives back what it was not charged.
     """
-    opened = _open(ledger)
+    opened = open_ledger(ledger)
     opened.release_reservation(run)
     status = opened.run_status(run)
     blocks = [opened.block_status(name) for name in dict.fromkeys(status.blocks)]
@@ -331,3 +332,4 @@ app.command(epilog=examples.ALLOCATE)(budget_allocate.allocate)
 app.command(epilog=examples.EXPORT_LEDGER)(budget_files.export)
 app.command("import-check", epilog=examples.IMPORT_CHECK)(budget_files.import_check)
 app.command(epilog=examples.MOVE)(move)
+add_commands(app)

@@ -25,6 +25,7 @@ TRAIN = _lines(
     "pft train job.yaml",
     "pft train job.yaml --address 10.0.0.7:6379 --set cluster.workers=8",
     "pft train job.yaml --resume RUN",
+    "pft train job.yaml --wait",
 )
 REPORT = _lines("pft report RUN", "pft report RUN --json > report.json")
 PREDICT = _lines(
@@ -57,3 +58,9 @@ MOVE = _lines(
     "pft budget move tickets/train --from tuning --to training --fraction 0.1",
     "pft budget move tickets/train --from training --to training/epoch-2 --rho 0.05",
 )
+RESERVE = _lines(
+    "pft budget reserve job.yaml",
+    "pft budget reserve job.yaml --expires 30m --wait",
+)
+QUEUE = _lines("pft budget queue", "pft budget queue --order dpf --dpf-n 10")
+LEAVE = _lines("pft budget leave RUN")

@@ -10,10 +10,12 @@ import typer
 
 from pft_ray.cli import render
 from pft_ray.cli.options import JobArgument, JsonOption, LedgerOption, SetOption
+from pft_ray.cli.queue import WaitLine, WaitOption, wait_words
 from pft_ray.errors import EXIT_BUDGET, EXIT_OTHER, InputError
 
 if TYPE_CHECKING:
     from pft_ray.cluster.trainer import PrivateTrainer, RunResult
+    from pft_ray.ledger import WaitingRun
 
 
 def train(
@@ -25,6 +27,7 @@ def train(
         bool, typer.Option("--new", help="Do not resume an unfinished run.")
     ] = False,
     resume: Annotated[str | None, typer.Option(help="Run id to resume.")] = None,
+    wait: WaitOption = False,
     set_: SetOption = None,
     ledger: LedgerOption = None,
     dry_run: Annotated[
@@ -39,11 +42,7 @@ def train(
     from pft_ray.cli.extras import require_train
 
     require_train("train")
-    if resume is not None and (new or dry_run):
-        raise InputError(
-            f"--resume and {'--new' if new else '--dry-run'} are given together.",
-            "Give one of them.",
-        )
+    _check_options(resume=resume, new=new, dry_run=dry_run, wait=wait)
     facts: dict[str, Any] = {}
     result: RunResult | None = None
     saved = render.quiet_stdout()
@@ -52,12 +51,13 @@ def train(
         from pft_ray.cluster.trainer import PrivateTrainer
         from pft_ray.ledger.home import ledger_location
 
-        with _Display(enabled=not as_json and sys.stderr.isatty()) as display:
+        with _Display(as_json=as_json) as display:
             trainer = PrivateTrainer(
                 job,
                 overrides=set_ or [],
                 ledger=None if ledger is None else ledger_location(ledger),
                 on_progress=display.update,
+                on_wait=display.wait,
             )
             cluster = trainer.built.job.cluster
             check_placement_before(
@@ -67,7 +67,7 @@ def train(
                 facts = trainer.check()
             else:
                 display.start(trainer)
-                result = trainer.fit(address=address, new=new, resume=resume)
+                result = trainer.fit(address=address, new=new, resume=resume, wait=wait)
     finally:
         render.restore_stdout(saved)
     if result is None:
@@ -75,6 +75,19 @@ def train(
         return
     _show(result, as_json=as_json)
     raise typer.Exit(exit_code(result))
+
+
+def _check_options(*, resume: str | None, new: bool, dry_run: bool, wait: bool) -> None:
+    if resume is not None and (new or dry_run):
+        raise InputError(
+            f"--resume and {'--new' if new else '--dry-run'} are given together.",
+            "Give one of them.",
+        )
+    if wait and dry_run:
+        raise InputError(
+            "--wait and --dry-run are given together.",
+            "A dry run reserves nothing, so it has nothing to wait for.",
+        )
 
 
 def exit_code(result: RunResult) -> int:
@@ -142,8 +155,9 @@ def _show(result: RunResult, *, as_json: bool) -> None:
 class _Display:
     """The operator's progress line: steps, epsilon, speed, time left."""
 
-    def __init__(self, *, enabled: bool) -> None:
-        self._enabled = enabled
+    def __init__(self, *, as_json: bool) -> None:
+        self._enabled = not as_json and sys.stderr.isatty()
+        self._wait_line = WaitLine(enabled=not as_json)
         self._progress: Any = None
         self._task: Any = None
         self._curve: list[tuple[int, float]] = []
@@ -186,6 +200,13 @@ class _Display:
         )
         self._task = self._progress.add_task("starting Ray", total=plan.num_steps)
         self._progress.start()
+
+    def wait(self, row: WaitingRun) -> None:
+        """Shows where the run stands in the queue."""
+        if self._progress is None:
+            self._wait_line(row)
+        else:
+            self._progress.update(self._task, description=wait_words(row))
 
     def update(self, status: dict[str, Any]) -> None:
         """Shows the coordinator's status."""

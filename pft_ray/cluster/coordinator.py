@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,13 +23,8 @@ from pft_ray.errors import (
     GrantRefusedError,
     RunFailedError,
 )
-from pft_ray.ledger import (
-    BudgetEvent,
-    Ledger,
-    Position,
-    read_anchors,
-    write_anchor,
-)
+from pft_ray.ledger import BudgetEvent, Ledger, Position, ReservationClock
+from pft_ray.ledger.anchor import read_anchors, write_anchor
 from pft_ray.telemetry import EventFile
 from pft_ray.training.loop import GrantReply, LookReply
 
@@ -88,6 +84,7 @@ class Coordinator:
         )
         if config.events_path:
             self._ledger.observers.subscribe(EventFile(Path(config.events_path)))
+        self._time_limits = ReservationClock(self._ledger.queue, time.monotonic)
         self._require_anchor()
         self._epoch = self._ledger.take_epoch(config.run_id)
         self._ledger_id = self._ledger.ledger_id
@@ -354,7 +351,8 @@ class Coordinator:
             self._step = step
 
     def status(self) -> dict[str, Any]:
-        """Returns what the operator's display shows; no private value is in it."""
+        """Returns what the display shows, nothing private; lets time limits pass."""
+        self._time_limits.tick()
         with self._lock:
             run = self._ledger.run_status(self._config.run_id)
             return {
@@ -380,8 +378,7 @@ class Coordinator:
         Args:
             status: completed, budget_exhausted, interrupted or failed.
             num_steps_released: Steps made over all attempts, as far as is known.
-            died: The worker group died for good. Its step is kept in the ledger, so
-                that the next driver counts it.
+            died: The worker group died for good; the ledger keeps its step in mind.
         """
         with self._lock:
             current, self._attempt = self._attempt, None

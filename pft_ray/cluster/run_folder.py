@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 import time
 from typing import IO, TYPE_CHECKING, Any
 
@@ -52,9 +53,13 @@ class RunFolder:
     def acquire(self) -> None:
         """Creates the folder if needed and locks it for this process.
 
+        This object may take it again while it has it.
+
         Raises:
             ResumeError: Another process drives this run.
         """
+        if self._lock is not None:
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         # Names of checkpoints tell attempts, their headers the ledger's length.
         self.checkpoints.mkdir(exist_ok=True, mode=0o700)
@@ -74,6 +79,11 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def discard(self) -> None:
+        """Removes the folder of a run that never began, and gives up the lock."""
+        self.release()
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def write_json(self, name: str, data: Any, *, private: bool = False) -> None:
         """Writes ``name`` as indented JSON; ``private`` files are mode 0600."""

@@ -11,14 +11,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pft_ray.accounting.calibration import largest_affordable
 from pft_ray.assurance.claims import ANCHOR_FILE, collect_claims
 from pft_ray.cluster.actors import call, start_coordinator, stop_coordinator
 from pft_ray.cluster.coordinator import Coordinator, CoordinatorConfig
-from pft_ray.cluster.filter_jobs import check_orders
 from pft_ray.cluster.fit import FitOutcome, fit_workers
 from pft_ray.cluster.inputs import check_inputs
 from pft_ray.cluster.local import check_placement, ray_cluster
+from pft_ray.cluster.reservations import (
+    NOT_TAKEN,
+    check_budget,
+    plan_document,
+    take_place,
+    wait_for_turn,
+)
 from pft_ray.cluster.run_folder import (
     EVENTS_FILE,
     RunFolder,
@@ -27,19 +32,17 @@ from pft_ray.cluster.run_folder import (
 )
 from pft_ray.cluster.summary import write_results
 from pft_ray.config import BuiltJob, JobSpec, build_job, load_job
-from pft_ray.errors import BudgetError, PftError, ResumeError
-from pft_ray.ledger import FINAL_STATUSES, Ledger
+from pft_ray.errors import PftError, ResumeError
+from pft_ray.ledger import Ledger
 from pft_ray.ledger.home import keys_dir, ledger_location
-from pft_ray.ledger.postgres_url import redacted
 from pft_ray.training.loop import merge_released
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pft_ray.accounting.plan import Plan
+    from pft_ray.ledger import WaitingRun
 
 _POLL_S = 0.5
-_OVER = (*FINAL_STATUSES, "released")
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class PrivateTrainer:
         overrides: ``section.key=value`` items.
         ledger: URL or path of the ledger; default: the job's, else PFT_HOME's.
         on_progress: Called about twice a second with the coordinator's status.
+        on_wait: Called about twice a second while the run waits in the queue.
 
     Example:
         >>> from pft_ray import PrivateTrainer  # doctest: +SKIP
@@ -101,6 +105,7 @@ class PrivateTrainer:
         overrides: list[str] | None = None,
         ledger: str | None = None,
         on_progress: Callable[[dict[str, Any]], None] | None = None,
+        on_wait: Callable[[WaitingRun], None] | None = None,
     ) -> None:
         if isinstance(job, JobSpec):
             spec, origin = job, Path(base_dir or ".")
@@ -113,6 +118,7 @@ class PrivateTrainer:
         self.ledger_url = named or ledger_location(spec.ledger.url, origin)
         self._on_progress = on_progress
         self._num_workers = spec.cluster.workers
+        self._on_wait = on_wait
 
     def fit(
         self,
@@ -120,6 +126,7 @@ class PrivateTrainer:
         address: str | None = None,
         new: bool = False,
         resume: str | None = None,
+        wait: bool = False,
     ) -> RunResult:
         """Runs the job to its end and returns the result.
 
@@ -127,12 +134,15 @@ class PrivateTrainer:
             address: Ray address; None takes the job's, else starts a local Ray.
             new: Start a new run even when an unfinished one could be resumed.
             resume: Run id to resume.
+            wait: Wait in the ledger's queue until a new run can be reserved. Ray is
+                started after that.
 
         Where the job tolerates absences, as many workers are started as nodes hold
         within ``placement_timeout_s``. Those who are absent are the last ranks.
 
         Raises:
             BudgetError: The plan does not fit the blocks; nothing was read.
+            MustWaitError: Without ``wait``: the admission order lets others go first.
             LedgerBehindError: The ledger is older than a position seen elsewhere.
             PftError: What else stops it, typed.
         """
@@ -140,14 +150,35 @@ class PrivateTrainer:
         ledger = Ledger.open(self.ledger_url, keys_dir=keys_dir(), create=False)
         ledger.require(collect_claims(self.built.output_dir))
         folder, resumed = self._choose_run(ledger, new=new, resume=resume)
-        if not resumed:
-            self._check_budget(ledger)
+        if not resumed and not wait:
+            check_budget(ledger, self.built)
         check_inputs(job, self.built.base_dir, ledger)
-        cluster = job.cluster
-        address = address or cluster.address
+        try:
+            if wait and not resumed:
+                folder.acquire()
+                take_place(ledger, folder, self.built, wait=True)
+                wait_for_turn(ledger, folder, self._on_wait)
+            reserved = wait or resumed
+            return self._start(
+                ledger, folder, address, resumed=resumed, reserved=reserved
+            )
+        finally:
+            folder.release()
+
+    def _start(
+        self,
+        ledger: Ledger,
+        folder: RunFolder,
+        address: str | None,
+        *,
+        resumed: bool,
+        reserved: bool,
+    ) -> RunResult:
+        """Finds or starts a cluster, reserves what is not reserved, and runs."""
         started = time.perf_counter()
+        cluster = self.built.job.cluster
         num_cpus = cluster.workers * cluster.cpus_per_worker
-        with ray_cluster(address, num_cpus=num_cpus):
+        with ray_cluster(address or cluster.address, num_cpus=num_cpus):
             self._num_workers = check_placement(
                 cluster.workers,
                 cluster.cpus_per_worker,
@@ -155,14 +186,13 @@ class PrivateTrainer:
                 num_missing=cluster.tolerate_missing,
             )
             folder.acquire()
-            try:
-                if not resumed:
-                    self._reserve(ledger, folder)
-                if self._num_workers < cluster.workers:
-                    folder.log_event("short_roster", workers=self._num_workers)
-                return self._drive(ledger, folder, started, resumed=resumed)
-            finally:
-                folder.release()
+            if not reserved:
+                self._reserve(ledger, folder)
+            if self._num_workers < cluster.workers:
+                folder.log_event("short_roster", workers=self._num_workers)
+            # Starting took a while: a time limit may have passed meanwhile.
+            ledger.queue.check_takeable(folder.run_id)
+            return self._drive(ledger, folder, started, resumed=resumed)
 
     def check(self) -> dict[str, Any]:
         """Checks job, budget and data as :meth:`fit` would, and reserves nothing.
@@ -175,7 +205,7 @@ class PrivateTrainer:
         ledger.require(collect_claims(self.built.output_dir))
         _, resumed = self._choose_run(ledger, new=False, resume=None)
         if not resumed:
-            self._check_budget(ledger)
+            check_budget(ledger, self.built)
         check_inputs(job, self.built.base_dir, ledger)
         return {
             "would_resume": resumed,
@@ -188,17 +218,6 @@ class PrivateTrainer:
             "plan_digest": plan.digest,
         }
 
-    def _check_budget(self, ledger: Ledger) -> None:
-        """Refuses a plan that does not fit its blocks, and says what would fit."""
-        check_orders(self.built, ledger)
-        try:
-            ledger.check_reservation(self.built.plan, self.built.parts)
-        except BudgetError as error:
-            is_training = error.details.get("block") == self.built.job.training_block
-            if is_training and not self.built.shares:
-                raise with_advice(error, self.built.plan) from None
-            raise
-
     def _choose_run(
         self, ledger: Ledger, *, new: bool, resume: str | None
     ) -> tuple[RunFolder, bool]:
@@ -207,7 +226,9 @@ class PrivateTrainer:
         digest = self.built.plan.digest
         if resume is not None:
             status = ledger.run_status(resume)
-            if status.plan_digest != digest or status.status in _OVER:
+            if status.status in ("waiting", "expired"):
+                ledger.queue.check_takeable(resume)
+            if status.plan_digest != digest or status.status in NOT_TAKEN:
                 raise ResumeError(
                     f"The run {resume} has ended or was made under another plan.",
                     "Name an unfinished run of this job, or leave --resume out.",
@@ -218,7 +239,7 @@ class PrivateTrainer:
                 path = output / status.run_id
                 if (
                     status.plan_digest == digest
-                    and status.status not in _OVER
+                    and status.status not in NOT_TAKEN
                     and (path / "plan.json").exists()
                 ):
                     return RunFolder(path), True
@@ -317,42 +338,6 @@ class PrivateTrainer:
             released=watch.released,
             elapsed_s=elapsed_s,
         )
-
-
-def with_advice(error: BudgetError, plan: Plan) -> BudgetError:
-    """Returns the refusal with the largest epsilon, steps or batch that would fit."""
-    fitting = largest_affordable(
-        plan,
-        epsilon=error.details["remaining_epsilon"],
-        delta=error.details["remaining_delta"],
-    )
-    words = []
-    if fitting["epsilon"] is not None:
-        words.append(f"epsilon {fitting['epsilon']:g} at delta {fitting['delta']:g}")
-    if fitting["num_steps"] is not None:
-        words.append(f"{fitting['num_steps']} steps")
-    if fitting["batch_size"] is not None:
-        words.append(f"an expected batch of {fitting['batch_size']}")
-    fix = "Create another budget with `pft budget create`."
-    if words:
-        fix = f"Would fit by itself: {', or '.join(words)}. Or: {fix}"
-    details = error.details | {f"fits_{k}": v for k, v in fitting.items()}
-    return BudgetError(error.message, fix, details)
-
-
-def plan_document(built: BuiltJob) -> dict[str, Any]:
-    """Returns the resolved job and plan as plan.json holds them; all public."""
-    job = built.job.model_dump(mode="json")
-    if job["ledger"]["url"] is not None:
-        job["ledger"]["url"] = redacted(job["ledger"]["url"])
-    return {
-        "job": job,
-        "base_dir": str(built.base_dir),
-        "plan": built.plan.to_dict(),
-        "plan_digest": built.plan.digest,
-        "epsilon": built.epsilon,
-        "envelopes": [part.to_dict() for part in built.parts],
-    }
 
 
 @contextmanager

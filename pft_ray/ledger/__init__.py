@@ -8,10 +8,12 @@ from pft_ray.ledger.anchor import Anchor, read_anchors, write_anchor
 from pft_ray.ledger.bodies import BlockSpec
 from pft_ray.ledger.budget import Envelope
 from pft_ray.ledger.entries import SCHEMA_VERSION, Entry, Position
+from pft_ray.ledger.expiry import ReservationClock
 from pft_ray.ledger.filters import FilterSpec
 from pft_ray.ledger.joint import JointRun, joint_envelope
 from pft_ray.ledger.ledger import Ledger
 from pft_ray.ledger.observers import BudgetEvent, Observers
+from pft_ray.ledger.queue import LedgerQueue, WaitingRun
 from pft_ray.ledger.records import FINAL_STATUSES, Dataset
 from pft_ray.ledger.registration import KEY_FILE, dataset_commitment
 from pft_ray.ledger.shares import RhoShare
@@ -33,12 +35,15 @@ __all__ = [
     "FilterSpec",
     "JointRun",
     "Ledger",
+    "LedgerQueue",
     "LedgerState",
     "Observers",
     "Position",
+    "ReservationClock",
     "RhoShare",
     "RunStatus",
     "Verification",
+    "WaitingRun",
     "apply",
     "dataset_commitment",
     "joint_envelope",

@@ -11,15 +11,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, localcontext
-from fractions import Fraction
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pft_ray.accounting.events import Event, event_from_dict, event_to_dict
 from pft_ray.errors import InputError
-
-if TYPE_CHECKING:
-    from pft_ray.ledger.records import Block
 
 EPSILON_DIGITS = 9
 DELTA_DIGITS = 18
@@ -137,6 +133,11 @@ class Envelope:
         )
 
     @property
+    def role(self) -> Purpose:
+        """Whether it pays for steps (training) or looks (evaluation)."""
+        return self.purpose
+
+    @property
     def epsilon(self) -> float:
         """Epsilon of the envelope."""
         return epsilon_value(self.epsilon_units)
@@ -155,16 +156,6 @@ class Envelope:
             "delta_units": self.delta_units,
             "event": event_to_dict(self.event),
         }
-
-    def share_of(self, block: Block) -> Fraction:
-        """Returns the part of the block's whole budget that is asked for.
-
-        The larger of its part of epsilon and its part of delta.
-        """
-        return max(
-            Fraction(self.epsilon_units, block.epsilon_units),
-            Fraction(self.delta_units, block.delta_units),
-        )
 
     @classmethod
     def from_dict(cls, data: Any) -> Envelope:

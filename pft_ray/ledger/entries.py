@@ -90,6 +90,20 @@ FIELDS: dict[str, dict[str, type[Any]]] = {
     "end": {**_RUN, "status": str, "num_steps_released": int},
     "non_private": {"dataset": str, "block": str, "run": str},
     "release_reservation": {"run_id": str},
+    # Kinds of the waiting queue. A time limit of 0 is none.
+    "request": {
+        "run_id": str,
+        "name": str,
+        "plan": dict,
+        "plan_digest": str,
+        "envelopes": list,
+        "blind": str,
+        "time_limit_ms": int,
+    },
+    "admit": {"run_id": str, "blind": str},
+    "leave": {"run_id": str},
+    "expire": {"run_id": str},
+    "admission": {"order": str, "dpf_n": int},
 }
 
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pft_ray.errors import InputError
-from pft_ray.ledger.block_rules import (
-    add_run,
-    check_budgets,
-    check_hex,
-    check_new_run,
-    check_unit,
-    count_reservation,
-    read_plan,
-    reserve_envelopes,
-)
+from pft_ray.ledger.block_rules import check_hex
 from pft_ray.ledger.budget import Envelope, envelope_delta_units
 from pft_ray.ledger.joint import joint_event
+from pft_ray.ledger.reserve_rules import (
+    add_run,
+    check_budgets,
+    check_new_run,
+    check_unit,
+    count_arrival,
+    take_parts,
+)
 from pft_ray.ledger.share_rules import check_modes
+from pft_ray.ledger.turns import check_arrival
 
 if TYPE_CHECKING:
     from pft_ray.accounting.plan import Plan
@@ -40,6 +40,7 @@ def check_joint_reserve(state: LedgerState, body: Body) -> None:
 
     Raises:
         BudgetError: A block has not enough left.
+        MustWaitError: It would overtake a run that waits.
         InputError: A run exists, or an envelope does not pay for all runs.
     """
     check_hex(body["blind"], "blind", 32)
@@ -62,6 +63,7 @@ def check_joint_reserve(state: LedgerState, body: Body) -> None:
     for plan in plans:
         check_unit(state, plan, [envelope.block for envelope in envelopes])
     check_budgets(state, envelopes)
+    check_arrival(state, ids[0], envelopes)
 
 
 def _check_fields(run: Any) -> None:
@@ -113,11 +115,10 @@ def advance_joint_reserve(state: LedgerState, entry: Entry) -> None:
     """Takes the envelopes out of their blocks once, and adds all the runs."""
     body = entry.body
     envelopes = tuple(Envelope.from_dict(data) for data in body["envelopes"])
-    reserve_envelopes(state, envelopes)
-    state.num_reservations += 1
     group = tuple(run["run_id"] for run in body["runs"])
-    for fields in body["runs"]:
-        run = add_run(state, fields, read_plan(fields["plan"]), entry.position)
+    runs = [add_run(state, fields) for fields in body["runs"]]
+    for run in runs:
         run.envelopes = envelopes
         run.group = group
-        count_reservation(state, run, 1)
+    count_arrival(state, [envelope.block for envelope in envelopes])
+    take_parts(state, runs, entry)

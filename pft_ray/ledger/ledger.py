@@ -12,6 +12,7 @@ from pft_ray.ledger.entries import Position
 from pft_ray.ledger.filters import FilterBlocks
 from pft_ray.ledger.joint import JointReservations
 from pft_ray.ledger.opening import ledger_source, open_for_writing
+from pft_ray.ledger.queue import LedgerQueue
 from pft_ray.ledger.reader import LedgerReader
 from pft_ray.ledger.run_rules import find_grant
 from pft_ray.ledger.state import check
@@ -51,6 +52,7 @@ class Ledger(LedgerReader):
         self._keys_dir = keys_dir
         self.filters = FilterBlocks(chain)
         self.joint = JointReservations(chain)
+        self.queue = LedgerQueue(chain)
 
     @classmethod
     def open(
@@ -219,6 +221,7 @@ class Ledger(LedgerReader):
 
         Raises:
             BudgetError: A block has not enough left; nothing was written.
+            MustWaitError: It would overtake a run that waits in :attr:`queue`.
             InputError: The run exists, or an envelope does not pay for the plan.
             BlockModeError: A part does not suit its block's mode.
             UnknownBlockError: A block does not exist.

@@ -33,6 +33,12 @@ _EVENTS = {
     "filter_block": "block_created",
     "move": "moved",
     "reserve": "reserved",
+    "joint_reserve": "reserved",
+    "request": "requested",
+    "admit": "reserved",
+    "leave": "left",
+    "expire": "expired",
+    "admission": "order_set",
     "release_reservation": "returned",
     "attempt": "attempt_opened",
     "grant": "charged",
@@ -40,19 +46,8 @@ _EVENTS = {
     "end": "ended",
 }
 _FIELDS = (
-    *(
-        "run_id",
-        "name",
-        "block",
-        "source",
-        "target",
-        "attempt",
-        "start",
-        "stop",
-        "charged",
-        "look",
-    ),
-    *("reason", "status", "mode"),
+    *("run_id", "name", "block", "source", "target", "attempt", "start", "stop"),
+    *("charged", "look", "reason", "status", "mode", "time_limit_ms", "order"),
 )
 
 
@@ -63,8 +58,8 @@ class BudgetEvent:
     Attributes:
         kind: ``block_created``, ``moved``, ``reserved``, ``attempt_opened``,
             ``charged``, ``spent`` (a block passed 50, 80 or 95 per cent), ``ended``,
-            ``returned``, ``refused``, ``exhausted``, ``verified`` or
-            ``verification_failed``.
+            ``returned``, ``expired``, ``requested``, ``left``, ``order_set``,
+            ``refused``, ``exhausted``, ``verified`` or ``verification_failed``.
         fields: JSON values: run, block, steps, the refusal's code.
         sequence: The ledger's entry that it belongs to; 0 when it wrote none.
     """

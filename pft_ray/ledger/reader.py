@@ -84,9 +84,18 @@ class LedgerReader:
         """Returns what a report may show: the reservation's number and its root.
 
         The number counts reservations only, so that grants cannot be read from it.
+
+        Raises:
+            InputError: The run has no reservation: it waits, or left the queue.
         """
         with self._chain.reading() as state:
             run = state.run(run_id)
+            if not run.reservation_sequence:
+                raise InputError(
+                    f"Run {run_id!r} has no reservation.",
+                    "`pft budget queue` shows whether it waits for one.",
+                    {"run_id": run_id, "status": run.status},
+                )
             return Position(run.reservation_sequence, run.reservation.root)
 
     def dataset(self, name: str) -> Dataset:

@@ -16,11 +16,15 @@ if TYPE_CHECKING:
     from pft_ray.ledger.budget import Envelope
     from pft_ray.ledger.entries import Position
     from pft_ray.ledger.filter_records import FilterBudget, Holding
-    from pft_ray.ledger.shares import RhoShare
+    from pft_ray.ledger.shares import Part, RhoShare
 
 END_STATUSES = ("completed", "budget_exhausted", "interrupted", "failed")
 # No epoch can take a run again that has one of these.
-FINAL_STATUSES = ("completed", "budget_exhausted", "released", "settled")
+FINAL_STATUSES = (
+    *("completed", "budget_exhausted", "released", "settled", "expired", "left"),
+)
+# Runs with one of these hold no envelope and were never charged.
+EMPTY_STATUSES = ("waiting", "left", "released", "expired")
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class Block:
     num_reservations: int = 0
     num_non_private: int = 0
     filter: FilterBudget | None = None
+    num_arrivals: int = 0  # runs that ever asked for a part of it
 
     @property
     def remaining_epsilon_units(self) -> int:
@@ -141,12 +146,15 @@ class Look:
 
 @dataclass
 class Run:
-    """A reserved run and everything that was charged to it.
+    """A reserved or waiting run and everything that was charged to it.
 
-    ``status`` is ``reserved``, ``running``, one of the end statuses, ``released``
-    when the reservation was given back whole, or ``settled`` when a filter run gave
-    back what it was not charged. A plan run has envelopes, a filter run holdings.
-    ``group`` names all runs that were declared together and share their envelopes.
+    ``status`` is ``waiting`` in the queue (``left`` when it gave up), ``reserved``,
+    ``running``, one of the end statuses, ``released`` when the reservation was given
+    back whole, ``settled`` when a filter run gave back what it was not charged, or
+    ``expired`` when its time limit passed. ``reservation`` is that of nothing (0) while
+    it waits. A ``time_limit_ms`` of 0 is none. A plan run has envelopes, a filter run
+    shares, and holdings of them once they are reserved. ``group`` names all runs that
+    were declared together and share their envelopes.
     """
 
     run_id: str
@@ -160,6 +168,7 @@ class Run:
     num_steps: int
     num_steps_max: int
     status: str = "reserved"
+    time_limit_ms: int = 0
     epoch: int = 0
     attempts: list[Attempt] = field(default_factory=list)
     has_open_attempt: bool = False
@@ -168,19 +177,19 @@ class Run:
     looks: list[Look] = field(default_factory=list)
     released: dict[int, dict[str, Any]] = field(default_factory=dict)
     checkpoints: list[Checkpoint] = field(default_factory=list)
+    shares: tuple[RhoShare, ...] = ()
     holdings: list[Holding] = field(default_factory=list)
     group: tuple[str, ...] = ()
 
     @property
-    def shares(self) -> tuple[RhoShare, ...]:
-        """What it reserved of filter blocks; empty for a plan run."""
-        return tuple(holding.share for holding in self.holdings)
+    def parts(self) -> tuple[Part, ...]:
+        """What it reserved, or waits for: envelopes, or shares of filter blocks."""
+        return (*self.envelopes, *self.shares)
 
     @property
     def blocks(self) -> tuple[str, ...]:
         """Names of the blocks that it reserved on, one a part."""
-        names = [envelope.block for envelope in self.envelopes]
-        return (*names, *(share.block for share in self.shares))
+        return tuple(part.block for part in self.parts)
 
     @property
     def open_attempt(self) -> Attempt | None:
@@ -198,14 +207,16 @@ class Run:
         return self.num_steps_charged > 0 or bool(self.looks)
 
     @property
+    def holds_envelopes(self) -> bool:
+        """Whether its envelopes are taken out of their blocks."""
+        return self.status not in EMPTY_STATUSES
+
+    @property
     def evaluation_block(self) -> str | None:
         """The block that pays for looks, if the run has one."""
-        for envelope in self.envelopes:
-            if envelope.purpose == "evaluation":
-                return envelope.block
-        for share in self.shares:
-            if share.role == "evaluation":
-                return share.block
+        for part in self.parts:
+            if part.role == "evaluation":
+                return part.block
         return None
 
     def close_attempt(self) -> None:

@@ -84,7 +84,7 @@ def check_runs(
     return tuple(
         _check_run(state, run, price)
         for run in state.runs.values()
-        if run.status != "released"
+        if run.holds_envelopes
     )
 
 

@@ -13,10 +13,12 @@ from pft_ray.errors import (
     BudgetExhausted,
     GrantRefusedError,
     InputError,
+    ReservationExpiredError,
     ResumeError,
+    SettledError,
     StaleCoordinatorError,
 )
-from pft_ray.ledger.block_rules import check_hex, use_envelopes
+from pft_ray.ledger.block_rules import check_hex
 from pft_ray.ledger.entries import Body, Entry, label
 from pft_ray.ledger.records import (
     END_STATUSES,
@@ -25,6 +27,7 @@ from pft_ray.ledger.records import (
     Look,
     Run,
 )
+from pft_ray.ledger.reserve_rules import use_envelopes
 from pft_ray.ledger.share_rules import charge_shares, settle_shares
 
 if TYPE_CHECKING:
@@ -39,8 +42,10 @@ def owned_run(state: LedgerState, body: Body) -> Run:
     Raises:
         StaleCoordinatorError: Another epoch is the run's newest.
         AttemptClosedError: The run ended or gave its reservation back.
+        ReservationExpiredError: Its reservation passed its time limit.
     """
     run = state.run(body["run_id"])
+    refuse_expired(run)
     if body["epoch"] != run.epoch:
         raise StaleCoordinatorError(
             f"Run {run.run_id!r} is owned by epoch {run.epoch}, not {body['epoch']}.",
@@ -56,9 +61,30 @@ def owned_run(state: LedgerState, body: Body) -> Run:
     return run
 
 
+def refuse_expired(run: Run) -> None:
+    """Refuses a run whose reservation went back when its time limit passed.
+
+    Raises:
+        ReservationExpiredError: It did.
+    """
+    if run.status == "expired":
+        raise ReservationExpiredError(
+            f"The reservation of run {run.run_id!r} passed its time limit unused.",
+            "Reserve anew; give --expires more time.",
+            {"run_id": run.run_id},
+        )
+
+
 def check_epoch(state: LedgerState, body: Body) -> None:
     """A new coordinator takes a run that is not over; its epoch is one more."""
     run = state.run(body["run_id"])
+    refuse_expired(run)
+    if run.status == "waiting":
+        raise ResumeError(
+            f"Run {run.run_id!r} waits for its reservation.",
+            "Nothing runs before it is admitted: `pft budget queue` shows its place.",
+            {"run_id": run.run_id, "status": run.status},
+        )
     if run.is_final:
         raise ResumeError(
             f"Run {run.run_id!r} is {run.status} and cannot be resumed.",
@@ -265,7 +291,17 @@ def advance_checkpoint(state: LedgerState, entry: Entry) -> None:
 
 
 def check_end(state: LedgerState, body: Body) -> None:
-    """A run ends with one of the known statuses and no more steps than charged."""
+    """A run ends with one of the known statuses and no more steps than charged.
+
+    What ended for good is not settled a second time.
+    """
+    run = state.run(body["run_id"])
+    if run.is_final and run.status != "expired":
+        raise SettledError(
+            f"Run {run.run_id!r} is {run.status} already.",
+            "A run is settled once.",
+            {"run_id": run.run_id, "status": run.status},
+        )
     run = owned_run(state, body)
     if body["status"] not in END_STATUSES:
         raise InputError(

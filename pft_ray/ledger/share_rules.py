@@ -68,7 +68,7 @@ def check_modes(state: LedgerState, parts: Iterable[Envelope | RhoShare]) -> Non
 
 
 def check_shares(state: LedgerState, plan: Plan, shares: Sequence[RhoShare]) -> None:
-    """Shares pay for the plan's own events and fit what their purposes have left.
+    """Shares pay for the plan's own events; :func:`check_room` checks that they fit.
 
     Guarantee:
         For every block and every purpose of it, what is charged and what is held by
@@ -80,7 +80,6 @@ def check_shares(state: LedgerState, plan: Plan, shares: Sequence[RhoShare]) -> 
         and Zrnic 2021, arXiv:2008.11193).
 
     Raises:
-        BudgetError: A purpose has too little left.
         UnknownPurposeError: A block has no such purpose.
         InputError: A share does not pay for the plan.
     """
@@ -95,7 +94,18 @@ def check_shares(state: LedgerState, plan: Plan, shares: Sequence[RhoShare]) -> 
     _check_events(state, plan, shares)
     _check_counts(plan, shares)
     for share in shares:
-        _check_room(state.block(share.block), share)
+        account_of(state.block(share.block), share.purpose)
+
+
+def check_room(state: LedgerState, shares: Iterable[RhoShare]) -> None:
+    """Checks that the purposes hold what is asked of them.
+
+    Raises:
+        BudgetError: A purpose has too little left.
+        UnknownPurposeError: A block has no such purpose.
+    """
+    for share in shares:
+        refuse_short(state.block(share.block), share.purpose, share.rho_units)
 
 
 def _events(plan: Plan) -> dict[Purpose, tuple[object, int, float]]:
@@ -222,10 +232,6 @@ def refuse_short(block: Block, purpose: str, asked: int) -> None:
             "asked_epsilon": epsilons[1],
         },
     )
-
-
-def _check_room(block: Block, share: RhoShare) -> None:
-    refuse_short(block, share.purpose, share.rho_units)
 
 
 def hold_shares(state: LedgerState, shares: Iterable[RhoShare]) -> list[Holding]:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pft_ray.accounting.events import Event, Repeat, event_from_dict, event_to_dict
 from pft_ray.accounting.filters import UNITS, rho_units
 from pft_ray.errors import InputError
 from pft_ray.ledger.budget import Envelope, Purpose
-
-if TYPE_CHECKING:
-    from pft_ray.ledger.records import Block
 
 UNASSIGNED = "unassigned"
 _PART = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -95,16 +91,6 @@ class RhoShare:
         """The whole share as a Renyi divergence."""
         return self.rho_units / UNITS
 
-    def share_of(self, block: Block) -> Fraction:
-        """Returns the part of the block's whole budget that is asked for.
-
-        Raises:
-            InputError: The block is not a filter block.
-        """
-        if block.filter is None:
-            raise InputError(f"Block {block.name!r} holds no rho.")
-        return Fraction(self.rho_units, block.filter.rho_units)
-
     def to_dict(self) -> dict[str, Any]:
         """Returns the share as JSON."""
         return {
@@ -140,7 +126,10 @@ class RhoShare:
         return cls(data["block"], check_purpose(data["purpose"]), units, event)
 
 
-def part_from_dict(data: Any) -> Envelope | RhoShare:
+Part = Envelope | RhoShare
+
+
+def part_from_dict(data: Any) -> Part:
     """Reads a part of a reservation: an envelope, or a share of a filter block.
 
     Raises:

@@ -13,9 +13,18 @@ from pft_ray.errors import (
     InputError,
     PftError,
     UnknownBlockError,
+    UnknownRunError,
     VerificationError,
 )
-from pft_ray.ledger import block_rules, filter_rules, joint_rules, run_rules
+from pft_ray.ledger import (
+    block_rules,
+    filter_rules,
+    joint_rules,
+    queue_rules,
+    reserve_rules,
+    run_rules,
+)
+from pft_ray.ledger.admission import Job, Order
 from pft_ray.ledger.entries import (
     GENESIS_PREVIOUS,
     Body,
@@ -45,6 +54,8 @@ class LedgerState:
     blocks: dict[str, Block] = field(default_factory=dict)
     runs: dict[str, Run] = field(default_factory=dict)
     num_non_private: dict[str, int] = field(default_factory=dict)
+    order: Order = field(default_factory=Order)
+    waiting: dict[str, Job] = field(default_factory=dict)  # by arrival
 
     @property
     def position(self) -> Position:
@@ -97,10 +108,10 @@ class LedgerState:
         """Returns the run named.
 
         Raises:
-            InputError: The ledger holds no reservation of that run.
+            UnknownRunError: The ledger holds no reservation of that run.
         """
         if run_id not in self.runs:
-            raise InputError(
+            raise UnknownRunError(
                 f"The ledger holds no reservation of run {run_id!r}.",
                 "Use the ledger that the run was started with.",
                 {"run_id": run_id},
@@ -124,12 +135,13 @@ _RULES = {
     "non_private": _Rule(
         block_rules.check_non_private, block_rules.advance_non_private
     ),
-    "reserve": _Rule(block_rules.check_reserve, block_rules.advance_reserve),
+    "reserve": _Rule(reserve_rules.check_reserve, reserve_rules.advance_reserve),
     "joint_reserve": _Rule(
         joint_rules.check_joint_reserve, joint_rules.advance_joint_reserve
     ),
     "release_reservation": _Rule(
-        block_rules.check_release_reservation, block_rules.advance_release_reservation
+        reserve_rules.check_release_reservation,
+        reserve_rules.advance_release_reservation,
     ),
     "epoch": _Rule(run_rules.check_epoch, run_rules.advance_epoch),
     "attempt": _Rule(run_rules.check_attempt, run_rules.advance_attempt),
@@ -138,6 +150,11 @@ _RULES = {
     "release": _Rule(run_rules.check_release, run_rules.advance_release),
     "checkpoint": _Rule(run_rules.check_checkpoint, run_rules.advance_checkpoint),
     "end": _Rule(run_rules.check_end, run_rules.advance_end),
+    "request": _Rule(queue_rules.check_request, queue_rules.advance_request),
+    "admit": _Rule(queue_rules.check_admit, queue_rules.advance_admit),
+    "leave": _Rule(queue_rules.check_leave, queue_rules.advance_leave),
+    "expire": _Rule(queue_rules.check_expire, queue_rules.advance_expire),
+    "admission": _Rule(queue_rules.check_admission, queue_rules.advance_admission),
 }
 
 

@@ -22,7 +22,8 @@ class BlockStatus:
     """A block's budget and what runs took of it.
 
     ``reserved`` counts every envelope that was not given back, ``used`` those whose
-    run was charged, ``remaining`` what the next run may reserve. ``overlapping`` names
+    run was charged, ``remaining`` what the next run may reserve. ``num_waiting`` runs
+    are in the queue for a part of it. ``overlapping`` names
     the blocks that may hold the same units: a unit's whole loss is at most the sum over
     its block and these. A filter block counts in ``filter``; its epsilons are units
     converted at its order.
@@ -43,6 +44,7 @@ class BlockStatus:
     used_delta: float
     remaining_delta: float
     num_reservations: int
+    num_waiting: int
     num_non_private: int
     overlapping: tuple[str, ...]
     filter: FilterStatus | None = None
@@ -56,7 +58,8 @@ class BlockStatus:
 class RunStatus:
     """A run as the ledger knows it; for the operator, not for release.
 
-    ``reservation`` is its place among all entries. ``open_attempt`` and ``next_step``
+    ``reservation`` is its place among all entries, 0 while it waits. ``time_limit_s``
+    is None when its reservation has no time limit. ``open_attempt`` and ``next_step``
     are None while no attempt is open. ``checkpoints`` are names, oldest first. Runs of
     one ``group`` were declared together and share their envelopes.
     """
@@ -71,6 +74,7 @@ class RunStatus:
     shares: tuple[RhoShare, ...]
     group: tuple[str, ...]
     reservation: Position
+    time_limit_s: float | None
     epoch: int
     num_attempts: int
     open_attempt: int | None
@@ -112,6 +116,7 @@ def block_status(state: LedgerState, block: Block) -> BlockStatus:
         delta=delta_value(block.delta_units),
         **budget_figures(block),
         num_reservations=block.num_reservations,
+        num_waiting=sum(block.name in state.runs[run].blocks for run in state.waiting),
         num_non_private=block.num_non_private,
         overlapping=tuple(
             other.name
@@ -141,6 +146,7 @@ def run_status(run: Run) -> RunStatus:
         shares=run.shares,
         group=run.group,
         reservation=run.reservation,
+        time_limit_s=run.time_limit_ms / 1000 if run.time_limit_ms else None,
         epoch=run.epoch,
         num_attempts=len(run.attempts),
         open_attempt=attempt.number if attempt else None,

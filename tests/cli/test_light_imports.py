@@ -66,6 +66,8 @@ COMMANDS = [
     ["plan", "job.yaml"],
     ["init", "data.csv", "--out", "new.yaml"],
     ["budget", "create", "job.yaml"],
+    ["budget", "reserve", "job.yaml", "--expires", "1h"],
+    ["budget", "queue"],
     ["budget", "show"],
     ["budget", "history"],
     ["budget", "verify"],

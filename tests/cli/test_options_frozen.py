@@ -15,8 +15,8 @@ VERBS = {
         *("--fault-reserve <>", "--set <>", "--ledger <>", "--json"),
     ],
     "train": [
-        *("JOB", "--address <>", "--new", "--resume <>", "--set <>", "--ledger <>"),
-        *("--dry-run", "--json"),
+        *("JOB", "--address <>", "--new", "--resume <>", "--wait", "--set <>"),
+        *("--ledger <>", "--dry-run", "--json"),
     ],
     "report": ["RUN", "--runs <>", "--json"],
     "runs": ["--runs <>", "--ledger <>", "--json"],
@@ -45,6 +45,11 @@ VERBS = {
         *("BLOCK", "--from <>", "--to <>", "--fraction <>", "--rho <>"),
         *("--ledger <>", "--json"),
     ],
+    "budget reserve": [
+        *("JOB", "--expires <>", "--wait", "--ledger <>", "--set <>", "--json"),
+    ],
+    "budget queue": ["--order <>", "--dpf-n <>", "--ledger <>", "--json"],
+    "budget leave": ["RUN", "--ledger <>", "--json"],
 }
 
 

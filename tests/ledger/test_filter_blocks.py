@@ -20,7 +20,7 @@ from pft_ray.errors import (
     UnknownBlockError,
     UnknownPurposeError,
 )
-from pft_ray.ledger import Envelope, RhoShare
+from pft_ray.ledger import RhoShare
 from tests.ledger.builders import (
     TRAIN,
     location,
@@ -164,7 +164,7 @@ def test_a_final_end_returns_what_was_not_charged(filtered, status):
     assert (error.code, error.exit_code) == ("already-settled", 2)
     refuses(
         filtered,
-        AttemptClosedError,
+        SettledError,
         lambda: filtered.end_run("run", epoch, "completed", 4),
     )
 
@@ -377,20 +377,6 @@ def test_a_later_run_may_choose_its_noise_freely(filtered):
     second = make_plan(noise_multiplier=2.5, sample_rate=0.05, evaluation=None)
     filtered.reserve("second", second, make_shares(second, "tuning"))
     assert units(filtered, "tuning")[1] == 25 * rho_units(second.step_event, ORDER)
-
-
-def test_the_part_of_a_block_that_is_asked_for(filtered):
-    blocks = running(filtered).blocks
-    share = make_shares(PLAN)[0]
-    assert share.share_of(blocks[FILTER]) == Fraction(
-        25 * STEP, budget_units(30.0, 1e-5, ORDER)
-    )
-    envelope = Envelope.priced(TRAIN, "training", 1.5, 1e-5, PLAN.event)
-    assert envelope.share_of(blocks[TRAIN]) == Fraction(1, 2)
-    wide = Envelope.priced(TRAIN, "training", 0.3, 6e-5, PLAN.event)
-    assert wide.share_of(blocks[TRAIN]) == Fraction(6, 10)
-    with pytest.raises(InputError):
-        share.share_of(blocks[TRAIN])
 
 
 def test_two_ledgers_never_both_get_the_last_units(filtered, place):

@@ -12,6 +12,7 @@ from pft_ray.errors import (
     GrantRefusedError,
     InputError,
     ResumeError,
+    SettledError,
     StaleCoordinatorError,
 )
 from tests.ledger.builders import (
@@ -280,8 +281,11 @@ def test_some_ends_are_final(ledger, status):
         ledger.take_epoch("run")
     with pytest.raises(AttemptClosedError):
         ledger.charge_steps("run", epoch, attempt, 0, 1, nonce(0))
-    with pytest.raises(AttemptClosedError):
-        ledger.end_run("run", epoch, "interrupted", 0)
+    before = ledger.position()
+    for again in (status, "interrupted"):
+        with pytest.raises(SettledError):
+            ledger.end_run("run", epoch, again, 0)
+    assert ledger.position() == before
 
 
 @pytest.mark.parametrize("status", ["interrupted", "failed"])
