@@ -80,18 +80,28 @@ def reserve_job(
                 wait_for_turn(opened, folder, on_wait)
         finally:
             folder.release()
-        blocks = [opened.block_status(e.block) for e in built.envelopes]
-        return {
-            "run_id": folder.run_id,
-            "folder": str(folder.path),
-            "status": opened.queue.status(folder.run_id),
-            "expires_s": expires_s,
-            "blocks": [
-                {"name": block.name, "epsilon": e.epsilon, "delta": e.delta}
-                | {"epsilon_left": block.remaining_epsilon}
-                for block, e in zip(blocks, built.envelopes, strict=True)
-            ],
-        }
+        return _result(opened, folder, built, expires_s)
+
+
+def _result(
+    ledger: Ledger, folder: RunFolder, built: BuiltJob, expires_s: float | None
+) -> dict[str, Any]:
+    """Returns what was reserved, as JSON."""
+    return {
+        "run_id": folder.run_id,
+        "folder": str(folder.path),
+        "status": ledger.queue.status(folder.run_id),
+        "expires_s": expires_s,
+        "blocks": [
+            {
+                "name": envelope.block,
+                "epsilon": envelope.epsilon,
+                "delta": envelope.delta,
+                "epsilon_left": ledger.block_status(envelope.block).remaining_epsilon,
+            }
+            for envelope in built.envelopes
+        ],
+    }
 
 
 def check_budget(ledger: Ledger, built: BuiltJob) -> None:
