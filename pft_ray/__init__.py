@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Budget", "PrivateTrainer", "__version__", "create_budget"]
+__all__ = ["Budget", "PrivateTrainer", "__version__", "create_budget", "reserve_job"]
 
 if TYPE_CHECKING:
     from pft_ray.cluster.registration import create_budget
+    from pft_ray.cluster.reservations import reserve_job
     from pft_ray.cluster.trainer import PrivateTrainer
     from pft_ray.ledger import Ledger as Budget
 
 _LAZY = {
     "PrivateTrainer": ("pft_ray.cluster.trainer", "PrivateTrainer"),
     "create_budget": ("pft_ray.cluster.registration", "create_budget"),
+    "reserve_job": ("pft_ray.cluster.reservations", "reserve_job"),
     "Budget": ("pft_ray.ledger", "Ledger"),
 }
 

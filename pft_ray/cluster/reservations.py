@@ -82,13 +82,20 @@ def reserve_job(
                 wait_for_turn(opened, folder, on_wait)
         finally:
             folder.release()
-        return {
-            "run_id": folder.run_id,
-            "folder": str(folder.path),
-            "status": opened.queue.status(folder.run_id),
-            "expires_s": expires_s,
-            "blocks": [_taken(opened, part) for part in built.parts],
-        }
+        return _result(opened, folder, built, expires_s)
+
+
+def _result(
+    ledger: Ledger, folder: RunFolder, built: BuiltJob, expires_s: float | None
+) -> dict[str, Any]:
+    """Returns what was reserved, as JSON."""
+    return {
+        "run_id": folder.run_id,
+        "folder": str(folder.path),
+        "status": ledger.queue.status(folder.run_id),
+        "expires_s": expires_s,
+        "blocks": [_taken(ledger, part) for part in built.parts],
+    }
 
 
 def _taken(ledger: Ledger, part: Part) -> dict[str, Any]:
