@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 _MARGIN = 5e-5  # what is aimed below the target, in ln epsilon
 _TIGHT = 1e-3
 _PROBE = 0.01
+_NEAR = 0.3  # of the aim, in ln epsilon: slopes taken there are kept
 _LARGEST_MOVE = 0.7
 _MOST_ROUNDS = 30
 _LARGEST_SIGMA = 1e6
@@ -216,6 +217,7 @@ class _Group:
     cost: float = 0.0  # ln epsilon at (rate, sigma)
     by_rate: float = 1.0  # its slopes in ln q and in ln sigma
     by_sigma: float = -1.0
+    has_slopes: bool = False  # taken near the aim
 
     def linear_rate(self, move: float) -> float:
         """Returns q_i that meets the aim when ln sigma moves, by the straight line."""
@@ -270,23 +272,43 @@ def _groups(targets: Sequence[OwnerTarget], batch_size: float) -> list[_Group]:
 
 
 def _measure(groups: list[_Group], sigma: float, price: _Price, grid: float) -> None:
-    """Prices every group where it stands; at first also its slopes, coarsely."""
+    """Prices every group where it stands; far from its aim also its slopes."""
 
     def cost(rate: float, noise: float, spacing: float) -> float:
-        spent = price.of(PoissonGaussian(rate, noise), spacing)
-        return min(max(math.log(max(spent, 1e-300)), -700.0), 50.0)
+        return _logarithm(price.of(PoissonGaussian(rate, noise), spacing))
 
     for group in groups:
-        coarse = min(SEARCH_GRID, max(group.target / 100, CERTIFICATE_GRID))
-        spacing = min(grid, coarse)
-        group.cost = cost(group.rate, sigma, spacing)
         if grid == CERTIFICATE_GRID:
+            group.cost = cost(group.rate, sigma, grid)
+            continue
+        coarse = min(grid, max(group.target / 100, CERTIFICATE_GRID))
+        group.cost = _foreseen(PoissonGaussian(group.rate, sigma), coarse, price)
+        if group.has_slopes:
             continue
         base = cost(group.rate, sigma, coarse)
         lower = cost(group.rate * math.exp(-_PROBE), sigma, coarse)
         more = cost(group.rate, sigma * math.exp(_PROBE), coarse)
         group.by_rate = min(max((base - lower) / _PROBE, 0.2), 10.0)
         group.by_sigma = max(min((more - base) / _PROBE, -0.2), -10.0)
+        group.has_slopes = abs(base - group.aim) < _NEAR
+
+
+def _foreseen(step: PoissonGaussian, coarse: float, price: _Price) -> float:
+    """Returns ln epsilon on the grid of certificates as two coarser ones foresee it.
+
+    What a grid adds to epsilon grows with the square of its spacing. Only where to
+    look next is taken from here: what holds is priced on the grid of certificates.
+    """
+    once = price.of(step, coarse)
+    if coarse <= CERTIFICATE_GRID or not once < math.inf:
+        return _logarithm(once)
+    added = max(price.of(step, 2 * coarse) - once, 0.0) / 3
+    added *= 1 - (CERTIFICATE_GRID / coarse) ** 2
+    return _logarithm(once - min(added, once / 2))
+
+
+def _logarithm(spent: float) -> float:
+    return min(max(math.log(max(spent, 1e-300)), -700.0), 50.0)
 
 
 def _met(group: _Group) -> bool:

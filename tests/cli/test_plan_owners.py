@@ -57,8 +57,8 @@ def test_the_shipped_job_costs_each_owner_what_its_comment_says(plan):
     drawn = sum(row["sample_rate"] * row["size"] for row in owners["members"])
     assert result["expected_batch_size"] == pytest.approx(drawn)
     assert drawn == pytest.approx(512)
-    assert "2.4465" in JOB.read_text()
-    assert result["noise_multiplier"] == 2.4465
+    assert "2.4464" in JOB.read_text()
+    assert result["noise_multiplier"] == 2.4464
     assert result["evaluation"]["epsilon"] == 1, "a validation mail has an owner"
 
 

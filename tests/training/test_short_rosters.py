@@ -133,10 +133,12 @@ def test_who_is_there_draws_the_same_units_as_in_a_full_roster():
     assert plan.expected_batch_size == pytest.approx(sum(rates)), "it stays"
 
 
-def test_each_rank_of_a_short_roster_has_one_share_and_its_own_owners_key():
-    plan = replace(make_plan(num_shares=SHARES), tolerate_missing=2)
+@pytest.mark.parametrize("there", [2, 4])
+def test_each_rank_of_a_short_roster_has_one_share_and_its_own_owners_key(there):
+    """Also where fewer ranks than owners are there."""
+    plan = replace(make_plan(num_shares=SHARES), tolerate_missing=SHARES - there)
     full = [step_keys(plan, KEY, ("run", 1, 0), rank, SHARES) for rank in range(SHARES)]
-    short = [step_keys(plan, KEY, ("run", 1, 0), rank, 4) for rank in range(4)]
+    short = [step_keys(plan, KEY, ("run", 1, 0), r, there) for r in range(there)]
     for one, other in zip(short, full, strict=False):
         assert (one.shares, one.noise_keys) == (other.shares, other.noise_keys)
         assert one.part_keys == other.part_keys
