@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pft_ray.cluster.ledger_place import open_place
 from pft_ray.cluster.step_keys import step_keys
 from pft_ray.crypto import derive_key, new_key
 from pft_ray.errors import (
@@ -22,7 +23,7 @@ from pft_ray.errors import (
     GrantRefusedError,
     RunFailedError,
 )
-from pft_ray.ledger import Ledger, Position, read_anchors, write_anchor
+from pft_ray.ledger import Position, read_anchors, write_anchor
 from pft_ray.training.loop import GrantReply, LookReply
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ _ALL = 1 << 40
 
 @dataclass(frozen=True)
 class CoordinatorConfig:
-    """Where a coordinator finds its ledger and leaves its anchor."""
+    """Where a coordinator finds its ledger and leaves its anchor; Ray may store it."""
 
     ledger_url: str = field(repr=False)
     keys_dir: str
@@ -75,9 +76,7 @@ class Coordinator:
 
     def __init__(self, config: CoordinatorConfig) -> None:
         self._config = config
-        self._ledger = Ledger.open(
-            config.ledger_url, keys_dir=Path(config.keys_dir), create=False
-        )
+        self._ledger = open_place(config.ledger_url, config.keys_dir)
         self._require_anchor()
         self._epoch = self._ledger.take_epoch(config.run_id)
         self._ledger_id = self._ledger.ledger_id

@@ -17,6 +17,7 @@ from pft_ray.cluster.actors import call, start_coordinator, stop_coordinator
 from pft_ray.cluster.coordinator import Coordinator, CoordinatorConfig
 from pft_ray.cluster.fit import FitOutcome, fit_workers
 from pft_ray.cluster.inputs import check_inputs
+from pft_ray.cluster.ledger_place import forget_place, hide_place
 from pft_ray.cluster.local import check_placement, ray_cluster
 from pft_ray.cluster.run_folder import RunFolder, latest_checkpoint, new_run_id
 from pft_ray.cluster.summary import write_results
@@ -220,8 +221,9 @@ class PrivateTrainer:
         checkpoint = latest_checkpoint(folder, status.checkpoints, plan.digest)
         folder.log_event("resumed" if resumed else "started")
         watch = _Watch({"attempts": status.num_attempts})
+        place = hide_place(self.ledger_url, keys_dir(), folder.run_id)
         config = CoordinatorConfig(
-            self.ledger_url,
+            place,
             str(keys_dir()),
             folder.run_id,
             str(self.built.output_dir / ANCHOR_FILE),
@@ -237,6 +239,7 @@ class PrivateTrainer:
             self._end(actor, outcome, watch)
         finally:
             stop_coordinator(folder.run_id)
+            forget_place(place)
         folder.log_event("ended", status=outcome.status)
         if outcome.error is not None:
             raise outcome.error

@@ -4,6 +4,9 @@ An append is one transaction: take the store's write lock, apply what other proc
 appended meanwhile (with their hashes), check the new entry against the state, insert,
 commit, and only then change the state. If anything fails the state has not moved, and
 the next call first reads what the store really holds.
+
+A chain with patience goes on by itself when its database went away and came back. An
+append that was broken off in its commit is looked up before it is made again.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from pft_ray.errors import LedgerBehindError, LedgerError, VerificationError
 from pft_ray.ledger.entries import Body, Entry, make_entry
+from pft_ray.ledger.patience import is_ours_alone, until_back
 from pft_ray.ledger.state import LedgerState, advance, check, replay_row
 
 if TYPE_CHECKING:
@@ -29,10 +33,15 @@ class Chain:
     Threads may share a chain: calls take a lock. Processes may share the store, each
     with a chain of its own: a chain that a fork carried into a child refuses to work
     there, because SQLite connections do not survive a fork.
+
+    Args:
+        store: Where the entries are.
+        patience_s: How long a call waits for a database that went away, in seconds.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, patience_s: float = 0.0) -> None:
         self.store = store
+        self._patience_s = patience_s
         self._state = LedgerState()
         self._lock = threading.RLock()
         self._process = os.getpid()
@@ -66,7 +75,7 @@ class Chain:
     def reading(self) -> Iterator[LedgerState]:
         """Lends the state as the store has it now; the borrower changes nothing."""
         with self._locked():
-            self._catch_up()
+            until_back(self._catch_up, self._patience_s)
             yield self._state
 
     def append(
@@ -89,20 +98,40 @@ class Chain:
         Raises:
             PftError: Whatever ``build``, the rules or the store refuse. The state is
                 then what the store holds.
+
+        Guarantee:
+            However often the connection is lost meanwhile, a row under a fencing
+            epoch is appended at most once.
         """
-        with self._locked():
+        tried: list[Entry] = []
+
+        def append_once() -> Entry | None:
             with self.store.transaction():
                 self._catch_up()
+                for earlier in tried:
+                    if self._holds(earlier):
+                        return earlier
                 body = build(self._state)
                 if body is None:
                     return None
                 check(self._state, kind, body)
                 entry = make_entry(self._state.position, kind, body)
+                tried[:] = [entry]
                 self.store.insert(entry)
                 if also is not None:
                     also(self._state)
             advance(self._state, entry)
             return entry
+
+        with self._locked():
+            return until_back(append_once, self._patience_s)
+
+    def _holds(self, entry: Entry) -> bool:
+        """Whether the commit that was broken off made our row durable."""
+        if not is_ours_alone(entry) or self._state.position.sequence < entry.sequence:
+            return False
+        with closing(self.store.rows_from(entry.sequence)) as rows:
+            return bool(next(rows)[4] == entry.hash.encode())
 
     def _catch_up(self) -> None:
         """Applies the rows after the state's position; the one there must be ours."""
