@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
-Victim = Literal["worker", "coordinator", "driver", "postgres", "frozen-coordinator"]
+Victim = Literal[
+    "worker", "coordinator", "driver", "postgres", "frozen-coordinator", "gcs", "head"
+]
 
 # Where a process is in the protocol of one grant, by name. The first two are points
 # in the coordinator, the others in a worker.
@@ -20,6 +22,8 @@ POINTS = {
     "checkpoint written, not in the ledger": "stored",
 }
 VICTIMS: tuple[Victim, ...] = ("worker", "coordinator", "driver", "postgres")
+# With Ray, its control store alone and the whole head node can be lost, too.
+RAY_VICTIMS: tuple[Victim, ...] = (*VICTIMS, "gcs", "head")
 NAMES = {point: name for name, point in POINTS.items()}
 
 
@@ -71,13 +75,47 @@ def fixed_kills() -> list[Kill]:
     return kills
 
 
-def random_kill(source: random.Random) -> Kill:
+def fixed_ray_kills() -> list[Kill]:
+    """Ten kills in the order of one run on Ray Train."""
+    return [
+        Kill("coordinator", "append:before"),
+        Kill("worker", "drawn", rank=1),
+        Kill("postgres", "append:after"),
+        Kill("gcs", "reduced"),
+        Kill("coordinator", "append:after"),
+        Kill("driver", "checked"),
+        Kill("worker", "reduced"),
+        Kill("postgres", "checked"),
+        Kill("head", "drawn", rank=1),
+        Kill("worker", "stored"),
+    ]
+
+
+def random_ray_runs(seed: int, count: int, per_run: int) -> list[list[Kill]]:
+    """Returns ``count`` kills for runs on Ray Train, by the seed alone."""
+    source = random.Random(seed)
+    sizes = [per_run] * (count // per_run) + [count % per_run] * (count % per_run > 0)
+    return [_ray_run(source, size) for size in sizes]
+
+
+def _ray_run(source: random.Random, count: int) -> list[Kill]:
+    """Kills of one run; at most one head node, which takes longest."""
+    kills: list[Kill] = []
+    while len(kills) < count:
+        kill = random_kill(source, RAY_VICTIMS)
+        if kill.victim == "head" and any(k.victim == "head" for k in kills):
+            continue
+        kills.append(replace(kill, nth=source.randint(1, 3)))
+    return kills
+
+
+def random_kill(source: random.Random, victims: tuple[Victim, ...] = VICTIMS) -> Kill:
     """Returns a kill at a random point of a random victim."""
     point = source.choice(list(POINTS.values()))
     in_coordinator = point.startswith("append")
     saves = point in ("saving", "stored")
     return Kill(
-        victim=source.choice(VICTIMS),
+        victim=source.choice(victims),
         point=point,
         # Eight grants, sixteen steps and four checkpoints come in a quiet run.
         nth=source.randint(1, 7 if in_coordinator else 3 if saves else 12),

@@ -34,6 +34,7 @@ from pft_ray.training.loop import LoopOutcome, TrainingLoop
 from pft_ray.training.step import PrivateStep
 from pft_ray.training.types import ClippedSum
 from tests.contracts.kills import SIZE, WORLD, fill_ledger, unit_digests
+from tests.kills.collective import SpyCollective
 from tests.kills.journal import RUN, Journal, JournalMechanism, mark_of
 from tests.kills.line import Line, serve_coordinator
 from tests.kills.strikes import Strikes, read_pid, write_pid
@@ -83,32 +84,6 @@ class Work:
 
     def apply(self, grad):
         self.vector = self.vector + grad.vector
-
-
-class SpyCollective(GlooCollective):
-    """Gloo, with each share noted before it leaves."""
-
-    def __init__(self, part: WorkerPart) -> None:
-        self._part = part
-
-    def gather(self, words):
-        found = super().gather(words)
-        if len(words) > 2:  # a header; what ranks agree on is shorter
-            self._part.strike("checked")
-        return found
-
-    def reduce(self, share):
-        part = self._part
-        part.strike("drawn")
-        part.journal.note(
-            "entered",
-            place=list(part.mechanism.place),
-            rank=part.rank,
-            share=mark_of(share.vector.numpy().tobytes()),
-        )
-        total = super().reduce(share)
-        part.strike("reduced")
-        return total
 
 
 class WorkerPart:

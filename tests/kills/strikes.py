@@ -83,10 +83,45 @@ class Strikes:
             time.sleep(0.2)  # this thread may be the last of its process to stop
         elif due.victim == "postgres":
             kill_server(read_pid(self._folder, "postgres"))
+        elif due.victim == "head":
+            # Who minds the run kills the node, and with it this process.
+            write_pid(self._folder, "head-wanted", os.getpid())
+            time.sleep(60)
         elif due.victim == "worker":
             kill(read_pid(self._folder, f"worker-{due.rank}"))
         else:
             kill(read_pid(self._folder, due.victim))
+
+
+class OrderedStrikes(Strikes):
+    """Kills of one long run, one after the other.
+
+    A kill is due when the one before it happened and the run has come ``GAP`` steps
+    further: two deaths in the steps of one grant would end the run, by design.
+    """
+
+    GAP = 5
+
+    def __call__(self, point: str) -> None:
+        number = sum(self._mark(i).exists() for i in range(len(self._kills)))
+        if number == len(self._kills):
+            return
+        if number and read_pid(self._folder, "step") < self._step_of(number - 1):
+            return
+        due = self._kills[number]
+        here = due.in_coordinator or due.rank == self._rank
+        if due.point != point or not here:
+            return
+        self._seen[str(number)] += 1
+        if self._seen[str(number)] == due.nth:
+            self._mark(number).write_text(str(read_pid(self._folder, "step")))
+            self._strike(due)
+
+    def _mark(self, number: int) -> Path:
+        return self._folder / f"struck-{number}"
+
+    def _step_of(self, number: int) -> int:
+        return int(self._mark(number).read_text() or "0") + self.GAP
 
 
 def struck(folder: Path) -> list[Kill]:
