@@ -16,6 +16,7 @@ from ray.exceptions import (
     RayActorError,
     RayTaskError,
 )
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pft_ray.cluster.coordinator import Coordinator, CoordinatorConfig
 from pft_ray.errors import CoordinatorUnreachableError, PftError
@@ -60,6 +61,9 @@ def start_coordinator(
             max_restarts=-1,
             max_task_retries=0,
             resources={_this_machine(): 0.001},
+            scheduling_strategy=NodeAffinitySchedulingStrategy(
+                ray.get_runtime_context().get_node_id(), soft=True
+            ),
         )
         .remote(config)
     )

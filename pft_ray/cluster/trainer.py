@@ -17,7 +17,7 @@ from pft_ray.cluster.actors import call, start_coordinator, stop_coordinator
 from pft_ray.cluster.coordinator import Coordinator, CoordinatorConfig
 from pft_ray.cluster.fit import FitOutcome, fit_workers
 from pft_ray.cluster.inputs import check_inputs
-from pft_ray.cluster.ledger_place import forget_place, hide_place
+from pft_ray.cluster.ledger_place import forget_place, hide_place, open_place
 from pft_ray.cluster.local import check_placement, ray_cluster
 from pft_ray.cluster.run_folder import RunFolder, latest_checkpoint, new_run_id
 from pft_ray.cluster.summary import write_results
@@ -290,7 +290,7 @@ class PrivateTrainer:
         self, folder: RunFolder, outcome: FitOutcome, watch: _Watch, elapsed_s: float
     ) -> dict[str, Any] | None:
         """Writes operator.json, and the report when a model was released."""
-        ledger = Ledger.open(self.ledger_url, keys_dir=keys_dir(), create=False)
+        ledger = open_place(self.ledger_url, str(keys_dir()))
         return write_results(
             self.built,
             ledger,
