@@ -69,7 +69,7 @@ def judge_run(judge: Judge, evidence: Evidence, row: Row) -> list[str]:
     row.charged += len(charged_steps(evidence.ledger, evidence.run_id))
     row.released += len(evidence.released)
     row.reused += sum(" twice" in fault or "key" in fault for fault in faults)
-    row.other_epsilon += evidence.report_epsilon != judge.epsilon
+    row.other_epsilon += evidence.report_epsilon not in (None, judge.epsilon)
     return faults
 
 
@@ -95,7 +95,10 @@ def _plain_cell(stage: Stage, judge: Judge, tally: Tally, kill: Kill) -> None:
         row.kills += 1
         tally.faults.append(f"{kill}: {str(error)[-300:]}")
         return
-    row.kills += len(cell.struck)
+    if not cell.struck:
+        tally.faults.append(f"{kill}: the run did not come to its point")
+        return
+    row.kills += 1
     row.resumed += cell.status in CLEAN
     row.ended += cell.status == "failed"
     journal = cell.folder / "journal"
@@ -104,16 +107,21 @@ def _plain_cell(stage: Stage, judge: Judge, tally: Tally, kill: Kill) -> None:
 
 
 def soak_ray(tally: Tally, seed: int, count: int, until: float) -> None:
-    """Runs on Ray Train with ten kills each; a cluster of its own for each run."""
-    for kills in random_ray_runs(seed, count, PER_RUN):
-        if time.monotonic() > until:
-            return
-        stage = RayStage()
-        try:
-            _ray_run(stage, tally, kills)
-        except AssertionError:
-            tally.faults.append(traceback.format_exc()[-1500:])
-        finally:
+    """Runs on Ray Train with ten kills each, on a cluster of our own."""
+    stage: RayStage | None = None
+    try:
+        for kills in random_ray_runs(seed, count, PER_RUN):
+            if time.monotonic() > until:
+                return
+            stage = stage or RayStage()
+            try:
+                _ray_run(stage, tally, kills)
+            except AssertionError:
+                tally.faults.append(traceback.format_exc()[-1500:])
+                stage.close()
+                stage = None
+    finally:
+        if stage is not None:
             stage.close()
 
 
@@ -130,9 +138,7 @@ def _ray_run(stage: RayStage, tally: Tally, kills: list[Kill]) -> None:
         row.kills += 1
         row.resumed += not is_last or run.status in CLEAN
         row.ended += is_last and run.status not in CLEAN
-    tally.on_ray[
-        run.struck[-1].victim, NAMES[run.struck[-1].point]
-    ].reused += total.reused
+        row.reused += is_last * total.reused
     tally.runs.append(
         f"| {len(tally.runs) + 1} | {len(run.struck)} of {len(kills)} | {run.drivers} "
         f"| {run.status} | {total.charged} | {total.released} | {total.reused} "

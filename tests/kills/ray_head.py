@@ -77,16 +77,18 @@ class Head:
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        self.note_control_store()
+        (self.control_store,) = [
+            p for p in self.processes() if p.name() == "gcs_server"
+        ]
+        self._store_command = self.control_store.cmdline()
 
-    def note_control_store(self) -> None:
-        (store,) = [p for p in self.processes() if p.name() == "gcs_server"]
-        self.control_store = store
-        self._store_command = store.cmdline()
+    def lost_control_store(self) -> bool:
+        store = self.control_store
+        return not store.is_running() or store.status() == psutil.STATUS_ZOMBIE
 
     def restart_control_store(self) -> None:
         """Starts the control store alone, as whoever minds a head node does."""
-        subprocess.Popen(
+        self.control_store = psutil.Popen(
             self._store_command,
             env=self.environment | {_TOKEN: self._token},
             stdout=subprocess.DEVNULL,
@@ -94,7 +96,6 @@ class Head:
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-        self.note_control_store()
 
     def processes(self) -> list[psutil.Process]:
         """Returns the node's processes, and no other."""

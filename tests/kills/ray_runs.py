@@ -11,8 +11,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from pft_ray.cluster.registration import create_budget
 from pft_ray.config import build_job, load_job
 from pft_ray.ledger import Ledger
@@ -198,9 +196,7 @@ class _Supervisor:
             write_pid(self.folder, "gcs", stage.head.control_store.pid)
             if self.look_at_reborn:
                 self.reborn = self._ask()
-        elif not stage.head.control_store.is_running() or (
-            stage.head.control_store.status() == psutil.STATUS_ZOMBIE
-        ):
+        elif stage.head.lost_control_store():
             time.sleep(0.5)
             stage.head.restart_control_store()
             write_pid(self.folder, "gcs", stage.head.control_store.pid)
