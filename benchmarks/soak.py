@@ -222,7 +222,7 @@ def main() -> int:
     tally, start = Tally(), time.monotonic()
     until = start + 60 * minutes
     # The rarer kind first, so that a soak that is cut short has both.
-    soak_ray(tally, seed, num_ray, start + 60 * minutes * 0.7)
+    soak_ray(tally, seed, num_ray, start + 60 * minutes / 2)
     soak_plain(tally, random_kills(seed, wanted - num_ray), until)
     card = make_card(tally, seed, wanted, time.monotonic() - start)
     for fault in tally.faults:
