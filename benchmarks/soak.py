@@ -22,7 +22,12 @@ from tests.kills.cases import NAMES, Kill, random_kills, random_ray_runs
 from tests.kills.journal import RUN, charged_steps
 from tests.kills.judge import Evidence, Judge
 from tests.kills.plain import Stage
-from tests.kills.ray_runs import RayStage, planned_epsilon
+from tests.kills.ray_runs import (
+    RayStage,
+    planned_epsilon,
+    rebirth_faults,
+    secrets_stored,
+)
 
 RAY_SHARE = 0.3
 PER_RUN = 10
@@ -126,11 +131,12 @@ def soak_ray(tally: Tally, seed: int, count: int, until: float) -> None:
 
 
 def _ray_run(stage: RayStage, tally: Tally, kills: list[Kill]) -> None:
-    run = stage.run(kills)
+    run = stage.run(kills, look_at_reborn=True)
     epsilon = run.report["epsilon"] if run.report else None
     evidence = Evidence(run.ledger, run.run_id, run.folder / "journal", epsilon)
     total = Row()
     faults = judge_run(Judge(planned_epsilon(run.folder)), evidence, total)
+    faults += rebirth_faults(run) + secrets_stored(stage, run)
     tally.faults += [f"run {len(tally.runs) + 1}: {fault}" for fault in faults]
     for number, kill in enumerate(run.struck, 1):
         row = tally.on_ray[kill.victim, NAMES[kill.point]]

@@ -18,10 +18,8 @@ from pft_ray.errors import PftError
 from tests.kills.collective import SpyCollective
 from tests.kills.journal import Journal, JournalMechanism
 from tests.kills.line import KilledCoordinator
+from tests.kills.ray_names import KEYS, SCENE
 from tests.kills.strikes import OrderedStrikes, write_pid
-
-SCENE = "PFT_KILLS"
-KEYS = "attempt-keys"
 
 
 def scene() -> dict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,11 +12,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from pft_ray.accounting.accountants import epsilon as epsilon_of
 from pft_ray.cluster.registration import create_budget
 from pft_ray.config import build_job, load_job
 from pft_ray.ledger import Ledger
 from tests.kills.cases import Kill
 from tests.kills.ray_head import Head
+from tests.kills.ray_names import KEYS
 from tests.kills.strikes import struck, write_pid
 from tests.kills.zygote import kill
 from tests.postgres_server import PostgresServer
@@ -67,8 +70,44 @@ def long_job(folder: Path, num_kills: int) -> Path:
 
 def planned_epsilon(folder: Path) -> float:
     """Returns what a job's report has to say, as its plan has it before it runs."""
-    built = build_job(load_job(folder / "job.yaml"), folder)
-    return max(envelope.epsilon for envelope in built.envelopes)
+    plan = build_job(load_job(folder / "job.yaml"), folder).plan
+    look = plan.evaluation
+    return max(epsilon_of(plan.event, plan.delta), epsilon_of(look.event, look.delta))
+
+
+def secrets_stored(stage: RayStage, run: RayRun) -> list[str]:
+    """Returns what of a run's secrets is in the storage of Ray's control store."""
+    places = (stage.head.storage, *run.folder.glob("stored-*"))
+    files = [p for place in places for p in place.rglob("*") if p.is_file()]
+    stored = b"".join(path.read_bytes() for path in files)
+    # What the actor is constructed with is there, as plain bytes.
+    if f"ledger-of-{run.run_id}".encode() not in stored:
+        return ["the storage does not show what actors are constructed with"]
+    keys = (run.folder / KEYS).read_text().split()
+    found = [
+        "an attempt's key is stored"
+        for key in keys
+        if bytes.fromhex(key) in stored or key.encode() in stored
+    ]
+    if PASSWORD.encode() in stored:
+        found.append("the ledger's password is stored")
+    return found
+
+
+def rebirth_faults(run: RayRun) -> list[str]:
+    """Returns what is wrong with the coordinator that came back with its node."""
+    if all(kill.victim != "head" for kill in run.struck):
+        return []
+    if run.reborn is None:
+        return ["no coordinator came back with the head node"]
+    found = []
+    if run.reborn["released"]:
+        found.append("the coordinator came back with an attempt")
+    if run.reborn["epoch"] not in run.epochs[1:]:
+        found.append("the coordinator came back without an epoch of its own")
+    if run.reborn["num_steps_charged"] == 0:
+        found.append("the coordinator came back without what was charged")
+    return found
 
 
 class RayStage:
@@ -87,8 +126,6 @@ class RayStage:
         self._number = 0
 
     def close(self) -> None:
-        import shutil
-
         self.head.close()
         self.server.close()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -189,8 +226,11 @@ class _Supervisor:
             write_pid(self.folder, "postgres", stage.server.pid)
         wanted = self.folder / "head-wanted.pid"
         if wanted.exists():
-            wanted.unlink()
             stage.head.kill()
+            # A store that starts again packs what it has: looked at as it was.
+            copy = self.folder / f"stored-{wanted.stat().st_mtime_ns}"
+            shutil.copytree(stage.head.storage, copy)
+            wanted.unlink()
             kill(driver.pid)  # a driver on a node goes with it
             stage.head.start()
             write_pid(self.folder, "gcs", stage.head.control_store.pid)
