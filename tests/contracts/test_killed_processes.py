@@ -1,7 +1,7 @@
 """Real processes, really killed, at every point of the protocol; without Ray.
 
 Workers, coordinator, driver and PostgreSQL get SIGKILL. ``KILL_SEED`` repeats the
-random cells of a failed run; the seed stands in their names.
+random cells of a failed run; a cell prints it.
 """
 
 from __future__ import annotations

@@ -227,9 +227,7 @@ class _Supervisor:
         wanted = self.folder / "head-wanted.pid"
         if wanted.exists():
             stage.head.kill()
-            # A store that starts again packs what it has: looked at as it was.
-            copy = self.folder / f"stored-{wanted.stat().st_mtime_ns}"
-            shutil.copytree(stage.head.storage, copy)
+            self._keep_storage()
             wanted.unlink()
             kill(driver.pid)  # a driver on a node goes with it
             stage.head.start()
@@ -238,8 +236,14 @@ class _Supervisor:
                 self.reborn = self._ask()
         elif stage.head.lost_control_store():
             time.sleep(0.5)
+            self._keep_storage()
             stage.head.restart_control_store()
             write_pid(self.folder, "gcs", stage.head.control_store.pid)
+
+    def _keep_storage(self) -> None:
+        """Copies it as it is: a store that starts again packs what it has."""
+        number = len(list(self.folder.glob("stored-*")))
+        shutil.copytree(self.stage.head.storage, self.folder / f"stored-{number}")
 
     def _ask(self) -> dict | None:
         with Ledger.open(self.url, keys_dir=self.stage.home / "keys") as ledger:
