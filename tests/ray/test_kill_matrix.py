@@ -32,7 +32,7 @@ def run(stage) -> RayRun:
     return stage.run(KILLS, look_at_reborn=True)
 
 
-@pytest.mark.timeout(480)
+@pytest.mark.timeout(660)
 def test_ten_kills_end_in_the_report_of_a_quiet_run(run):
     assert run.error is None
     assert run.struck == KILLS
@@ -48,6 +48,7 @@ def test_ten_kills_end_in_the_report_of_a_quiet_run(run):
 def test_the_coordinator_survives_its_head_node(run):
     """It comes back by itself, as a replay of the ledger, under an epoch of its own."""
     assert rebirth_faults(run) == []
+    assert run.reborn["num_steps_charged"] > 0
     assert run.reborn["epoch"] < max(run.epochs), "the next driver took the run"
     assert run.epochs == sorted(set(run.epochs))
 
