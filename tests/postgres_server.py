@@ -121,6 +121,15 @@ class PostgresServer:
         self._process.wait(timeout=_START_S)
         psutil.wait_procs(members, timeout=_START_S)
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def is_dead(self) -> bool:
+        """Whether the server was killed by somebody."""
+        return self._process is not None and self._process.poll() is not None
+
     def close(self) -> None:
         assert self._process is not None
         if self._process.poll() is None:

@@ -11,7 +11,9 @@ JobArgument = Annotated[Path, typer.Argument(metavar="JOB", help="Job file (YAML
 LedgerOption = Annotated[
     str | None,
     typer.Option(
-        "--ledger", help="Path or URL of the ledger; default: $PFT_HOME/ledger.db."
+        "--ledger",
+        envvar="PFT_LEDGER_URL",
+        help="Path or URL of the ledger; default: $PFT_HOME/ledger.db.",
     ),
 ]
 SetOption = Annotated[

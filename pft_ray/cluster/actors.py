@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pft_ray.training.loop import GrantReply, LookReply
 
 NAMESPACE = "pft"
+_NODE = re.compile(r"node:(?!__).+")
 _RETRY_PAUSE_S = 0.2
 _TELL_EVERY_S = 0.2
 _UNREACHABLE = (ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError)
@@ -58,14 +60,27 @@ def start_coordinator(
             num_cpus=0,
             max_restarts=-1,
             max_task_retries=0,
+            resources={_this_machine(): 0.001},
             scheduling_strategy=NodeAffinitySchedulingStrategy(
-                ray.get_runtime_context().get_node_id(), soft=False
+                ray.get_runtime_context().get_node_id(), soft=True
             ),
         )
         .remote(config)
     )
     call(actor, "status", timeout_s=60.0)
     return actor
+
+
+def _this_machine() -> str:
+    """Returns the resource that Ray gives to each node by its address.
+
+    The ledger's files are on this machine. A node that was restarted has another id
+    and the same address: the coordinator comes back there, and nowhere else.
+    """
+    own = ray.get_runtime_context().get_node_id()
+    resources = next(n["Resources"] for n in ray.nodes() if n["NodeID"] == own)
+    named: str = next(name for name in resources if _NODE.fullmatch(name))
+    return named
 
 
 def stop_coordinator(run_id: str) -> None:

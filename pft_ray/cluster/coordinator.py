@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pft_ray.cluster.ledger_place import open_place
 from pft_ray.cluster.step_keys import check_roster, step_keys
 from pft_ray.crypto import derive_key, new_key
 from pft_ray.errors import (
@@ -23,7 +24,7 @@ from pft_ray.errors import (
     GrantRefusedError,
     RunFailedError,
 )
-from pft_ray.ledger import BudgetEvent, Ledger, Position, ReservationClock
+from pft_ray.ledger import BudgetEvent, Position, ReservationClock
 from pft_ray.ledger.anchor import read_anchors, write_anchor
 from pft_ray.telemetry import EventFile
 from pft_ray.training.loop import GrantReply, LookReply
@@ -39,7 +40,10 @@ _ALL = 1 << 40
 
 @dataclass(frozen=True)
 class CoordinatorConfig:
-    """Where a coordinator finds its ledger, leaves its anchor and tells of charges."""
+    """Where a coordinator finds its ledger, leaves its anchor and tells of charges.
+
+    Ray may store it.
+    """
 
     ledger_url: str = field(repr=False)
     keys_dir: str
@@ -79,9 +83,7 @@ class Coordinator:
 
     def __init__(self, config: CoordinatorConfig) -> None:
         self._config = config
-        self._ledger = Ledger.open(
-            config.ledger_url, keys_dir=Path(config.keys_dir), create=False
-        )
+        self._ledger = open_place(config.ledger_url, config.keys_dir)
         if config.events_path:
             self._ledger.observers.subscribe(EventFile(Path(config.events_path)))
         self._time_limits = ReservationClock(self._ledger.queue, time.monotonic)

@@ -58,7 +58,8 @@ def fit_workers(
     settings = WorkerSettings(
         run_id=folder.run_id,
         run_dir=str(folder.path),
-        job=built.job.model_dump(mode="json"),
+        # Ray stores what it is given, and workers do not open the ledger.
+        job=built.job.model_dump(mode="json") | {"ledger": {}},
         base_dir=str(built.base_dir),
         plan=built.plan.to_dict(),
         resume_from=str(resume_from) if resume_from else None,

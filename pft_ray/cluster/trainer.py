@@ -16,6 +16,7 @@ from pft_ray.cluster.actors import call, start_coordinator, stop_coordinator
 from pft_ray.cluster.coordinator import Coordinator, CoordinatorConfig
 from pft_ray.cluster.fit import FitOutcome, fit_workers
 from pft_ray.cluster.inputs import check_inputs
+from pft_ray.cluster.ledger_place import forget_place, hide_place, open_place
 from pft_ray.cluster.local import check_placement, ray_cluster
 from pft_ray.cluster.reservations import (
     NOT_TAKEN,
@@ -259,8 +260,9 @@ class PrivateTrainer:
         checkpoint = latest_checkpoint(folder, status.checkpoints, plan.digest)
         folder.log_event("resumed" if resumed else "started")
         watch = _Watch({"attempts": status.num_attempts})
+        place = hide_place(self.ledger_url, keys_dir(), folder.run_id)
         config = CoordinatorConfig(
-            self.ledger_url,
+            place,
             str(keys_dir()),
             folder.run_id,
             str(self.built.output_dir / ANCHOR_FILE),
@@ -277,6 +279,7 @@ class PrivateTrainer:
             self._end(actor, outcome, watch)
         finally:
             stop_coordinator(folder.run_id)
+            forget_place(place)
         folder.log_event("ended", status=outcome.status)
         if outcome.error is not None:
             raise outcome.error
@@ -329,7 +332,7 @@ class PrivateTrainer:
         self, folder: RunFolder, outcome: FitOutcome, watch: _Watch, elapsed_s: float
     ) -> dict[str, Any] | None:
         """Writes operator.json, and the report when a model was released."""
-        ledger = Ledger.open(self.ledger_url, keys_dir=keys_dir(), create=False)
+        ledger = open_place(self.ledger_url, str(keys_dir()))
         return write_results(
             self.built,
             ledger,

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray.train
 import torch
-import torch.distributed as dist
 
 from pft_ray.accounting.plan import Plan
 from pft_ray.cluster.actors import CoordinatorClient, connect
 from pft_ray.cluster.baseline import run_baseline
+from pft_ray.cluster.collective import GlooCollective
 from pft_ray.cluster.inputs import Inputs, load_inputs
 from pft_ray.cluster.specs import model_spec, optimizer_spec
 from pft_ray.config import JobSpec, read_job
@@ -34,34 +34,6 @@ from pft_ray.training.step import PrivateStep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from numpy.typing import NDArray
-
-    from pft_ray.training.types import NoisyShare
-
-
-class GlooCollective:
-    """All ranks of the worker group, over gloo; two calls a step."""
-
-    def gather(self, words: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """Returns the words of all ranks, in rank order."""
-        if not dist.is_initialized() or dist.get_world_size() == 1:
-            return [words]
-        own = torch.from_numpy(np.ascontiguousarray(words))
-        parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, own)
-        return [part.numpy() for part in parts]
-
-    def reduce(self, share: NoisyShare) -> torch.Tensor:
-        """Returns the sum of all ranks' noisy shares; a failure is never retried."""
-        return self.reduce_public(share.vector)
-
-    def reduce_public(self, vector: torch.Tensor) -> torch.Tensor:
-        """Returns the sum of all ranks' vectors, which hold nothing private."""
-        total = vector.clone()
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(total)
-        return total
 
 
 @dataclass(frozen=True)

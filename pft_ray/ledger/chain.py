@@ -4,6 +4,9 @@ An append is one transaction: take the store's write lock, apply what other proc
 appended meanwhile (with their hashes), check the new entry against the state, insert,
 commit, and only then change the state. If anything fails the state has not moved, and
 the next call first reads what the store really holds.
+
+A chain with patience goes on by itself when its database went away and came back. An
+append that was broken off in its commit is looked up before it is made again.
 """
 
 from __future__ import annotations
@@ -20,7 +23,14 @@ from pft_ray.errors import (
     VerificationError,
 )
 from pft_ray.ledger.entries import Body, Entry, make_entry
-from pft_ray.ledger.observers import Observers, events_of, refusal, spent_of
+from pft_ray.ledger.observers import (
+    BudgetEvent,
+    Observers,
+    events_of,
+    refusal,
+    spent_of,
+)
+from pft_ray.ledger.patience import is_ours_alone, until_back
 from pft_ray.ledger.state import LedgerState, advance, check, replay_row
 
 if TYPE_CHECKING:
@@ -35,11 +45,16 @@ class Chain:
     Threads may share a chain: calls take a lock. Processes may share the store, each
     with a chain of its own: a chain that a fork carried into a child refuses to work
     there, because SQLite connections do not survive a fork.
+
+    Args:
+        store: Where the entries are.
+        patience_s: How long a call waits for a database that went away, in seconds.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, patience_s: float = 0.0) -> None:
         self.store = store
         self.observers = Observers()
+        self._patience_s = patience_s
         self._state = LedgerState()
         self._lock = threading.RLock()
         self._process = os.getpid()
@@ -73,7 +88,7 @@ class Chain:
     def reading(self) -> Iterator[LedgerState]:
         """Lends the state as the store has it now; the borrower changes nothing."""
         with self._locked():
-            self._catch_up()
+            until_back(self._catch_up, self._patience_s)
             yield self._state
 
     def append(
@@ -96,15 +111,22 @@ class Chain:
         Raises:
             PftError: Whatever ``build``, the rules or the store refuse. The state is
                 then what the store holds.
+
+        Guarantee:
+            However often the connection is lost meanwhile, a row under a fencing
+            epoch is appended at most once.
         """
+        tried: list[Entry] = []
+        spent: dict[str, int] = {}
+        told: list[BudgetEvent] = []
         try:
             with self._locked():
-                entry = self._append(kind, build, also)
-                if entry is None:
-                    return None
-                before = spent_of(self._state, entry) if self.observers else {}
-                advance(self._state, entry)
-                told = events_of(entry, self._state, before) if self.observers else []
+                entry = until_back(
+                    lambda: self._append(kind, build, also, tried, spent),
+                    self._patience_s,
+                )
+                if entry is not None and self.observers:
+                    told = events_of(entry, self._state, spent)
         except PftError as error:
             event = refusal(kind, error)
             self.observers.tell([event] if event is not None else [])
@@ -118,18 +140,35 @@ class Chain:
         kind: str,
         build: Callable[[LedgerState], Body | None],
         also: Callable[[LedgerState], None] | None,
+        tried: list[Entry],
+        spent: dict[str, int],
     ) -> Entry | None:
+        """Appends once; notes in ``tried`` and ``spent`` what was tried and used."""
         with self.store.transaction():
             self._catch_up()
+            for earlier in tried:
+                if self._holds(earlier):
+                    return earlier
             body = build(self._state)
             if body is None:
                 return None
             check(self._state, kind, body)
             entry = make_entry(self._state.position, kind, body)
+            tried[:] = [entry]
+            if self.observers:
+                spent.update(spent_of(self._state, entry))
             self.store.insert(entry)
             if also is not None:
                 also(self._state)
+        advance(self._state, entry)
         return entry
+
+    def _holds(self, entry: Entry) -> bool:
+        """Whether the commit that was broken off made our row durable."""
+        if not is_ours_alone(entry) or self._state.position.sequence < entry.sequence:
+            return False
+        with closing(self.store.rows_from(entry.sequence)) as rows:
+            return bool(next(rows)[4] == entry.hash.encode())
 
     def _catch_up(self) -> None:
         """Applies the rows after the state's position; the one there must be ours."""

@@ -12,6 +12,7 @@ from pft_ray.ledger.entries import Position
 from pft_ray.ledger.filters import FilterBlocks
 from pft_ray.ledger.joint import JointReservations
 from pft_ray.ledger.opening import ledger_source, open_for_writing
+from pft_ray.ledger.patience import until_back
 from pft_ray.ledger.queue import LedgerQueue
 from pft_ray.ledger.reader import LedgerReader
 from pft_ray.ledger.run_rules import find_grant
@@ -62,6 +63,7 @@ class Ledger(LedgerReader):
         keys_dir: Path | None = None,
         create: bool = False,
         timeout_s: float = 10.0,
+        patience_s: float = 0.0,
     ) -> Self:
         """Opens a ledger and replays it.
 
@@ -71,6 +73,8 @@ class Ledger(LedgerReader):
             keys_dir: Folder of the fingerprint key; None when nothing is registered.
             create: Make a new ledger when there is none.
             timeout_s: How long an append waits for other processes.
+            patience_s: How long every call waits for a database that went away and
+                goes on when it is back.
 
         Raises:
             InputError: There is none and ``create`` is False.
@@ -82,9 +86,11 @@ class Ledger(LedgerReader):
             VerificationError: It is damaged; the row or page is named.
         """
         source = ledger_source(url_or_path)
-        store, ledger_id = open_for_writing(source, timeout_s, create=create)
+        store, ledger_id = until_back(
+            lambda: open_for_writing(source, timeout_s, create=create), patience_s
+        )
         try:
-            chain = Chain(store)
+            chain = Chain(store, patience_s)
             chain.require_id(ledger_id)
         except BaseException:
             store.close()

@@ -73,7 +73,14 @@ def make_template(folder: Path) -> Template:
     """Prepares a ledger with blocks and the reservation of one run."""
     job = read_job(job_dict(cluster__workers=WORLD, training__noise_shares=3))
     built = build_job(job, folder)
-    ledger = Ledger.open(folder / "ledger.db", keys_dir=folder / "keys", create=True)
+    fill_ledger(built, str(folder / "ledger.db"), folder / "keys")
+    return Template(folder, built)
+
+
+def fill_ledger(built: BuiltJob, url: str, keys_dir: Path) -> None:
+    """Makes a ledger with the job's data set, its blocks and one reserved run."""
+    job = built.job
+    ledger = Ledger.open(url, keys_dir=keys_dir, create=True)
     ledger.register_dataset(
         "tiny-data", public=False, namespaces={"record:id": unit_digests(400)}, facts={}
     )
@@ -90,7 +97,6 @@ def make_template(folder: Path) -> Template:
         )
     ledger.reserve(RUN, built.plan, built.envelopes)
     ledger.close()
-    return Template(folder, built)
 
 
 def unit_digests(count: int) -> np.ndarray:
