@@ -70,7 +70,9 @@ class FilterSpec:
         delta: Budget, rounded down to 1e-18.
         order: The one Renyi order, an integer from 2 to 1024, fixed for ever; best
             is :func:`~pft_ray.accounting.filters.best_order` of what will be done.
-        purposes: Parts of the rho by path, each in (0, 1], together at most 1.
+        purposes: Parts of the rho by path, each in (0, 1], together at most 1. Every
+            path has an account of its own: a run that names ``training`` takes nothing
+            from ``training/epoch-2``.
     """
 
     name: str
@@ -80,7 +82,7 @@ class FilterSpec:
     epsilon: float
     delta: float
     order: int
-    purposes: Mapping[str, float] = field(default_factory=dict)
+    purposes: Mapping[str, float | Fraction] = field(default_factory=dict)
 
     def body(self, known_units: int | None = None) -> Body:
         """Returns the ledger's entry; parts of rho are rounded down.

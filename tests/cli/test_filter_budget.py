@@ -6,7 +6,7 @@ import pytest
 
 from pft_ray.accounting.events import Repeat
 from pft_ray.accounting.filter_calibration import epsilon_at_order
-from pft_ray.accounting.filters import UNITS
+from pft_ray.accounting.filters import UNITS, budget_units, rho_units
 from pft_ray.config import build_job, load_job
 from pft_ray.ledger import Ledger
 from pft_ray.ledger.home import ledger_location
@@ -157,3 +157,12 @@ def test_blocks_that_are_refused(job, options):
     answer = pft("budget", "create", job, *options, "--json")
     assert answer.code == 2
     assert pft("budget", "show", "--json").json.get("blocks", []) == []
+
+
+def test_a_given_budget_gets_the_order_that_holds_most_runs(job):
+    noise = ["--set", "privacy.epsilon=null", "--set", "privacy.noise_multiplier=4"]
+    budget = ["--epsilon", "30", "--delta", "1e-5"]
+    made = pft("budget", "create", job, *budget, *noise, "--json").json["blocks"][0]
+    event = build_job(load_job(job, noise[1::2]), job.parent).plan.event
+    rooms = {n: budget_units(30, 1e-5, n) // rho_units(event, n) for n in range(2, 65)}
+    assert rooms[made["order"]] == max(rooms.values()) == made["runs_left"]

@@ -415,3 +415,15 @@ def test_the_state_is_the_replay(filtered, place):
     assert replay(location(place)) == running(filtered)
     kinds = [entry.kind for entry in filtered.history(block=FILTER)]
     assert " ".join(kinds) == "end move grant attempt epoch reserve filter_block"
+
+
+def test_rounding_on_another_machine_does_not_break_a_replay(filtered):
+    """Costs one unit below for each plain event pass; two units below do not."""
+    looks = make_shares(PLAN)[1]
+    each = 2  # plain events a look
+    assert looks.slack_units_each == each
+    near = RhoShare(LOOKS, "evaluation", looks.rho_units - 3 * each, looks.event)
+    far = RhoShare(LOOKS, "evaluation", looks.rho_units - 3 * (each + 1), looks.event)
+    train = make_shares(PLAN)[0]
+    refuses(filtered, InputError, lambda: filtered.reserve("r", PLAN, [train, far]))
+    filtered.reserve("r", PLAN, [train, near])
