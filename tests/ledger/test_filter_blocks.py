@@ -21,6 +21,7 @@ from pft_ray.errors import (
     UnknownPurposeError,
 )
 from pft_ray.ledger import Envelope, RhoShare
+from pft_ray.ledger.state import check
 from tests.ledger.builders import (
     TRAIN,
     location,
@@ -427,3 +428,24 @@ def test_rounding_on_another_machine_does_not_break_a_replay(filtered):
     train = make_shares(PLAN)[0]
     refuses(filtered, InputError, lambda: filtered.reserve("r", PLAN, [train, far]))
     filtered.reserve("r", PLAN, [train, near])
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"rho_units": 2}, BudgetError),
+        ({"rho_units": -2}, BudgetError),
+        ({"rho_units": 1}, None),  # as another machine may round it
+        ({"purposes": 1}, BudgetError),
+    ],
+)
+def test_the_rule_itself_knows_what_epsilon_buys(ledger, change, error):
+    """A row that another writer made, not by FilterSpec."""
+    body = filter_spec(purposes={"training": 1.0}).body()
+    body["rho_units"] += change.get("rho_units", 0)
+    body["purposes"] = {"training": body["rho_units"] + change.get("purposes", 0)}
+    if error is None:
+        check(running(ledger), "filter_block", body)
+        return
+    with pytest.raises(error):
+        check(running(ledger), "filter_block", body)
