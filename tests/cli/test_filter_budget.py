@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pft_ray.accounting.events import Repeat
@@ -147,6 +149,7 @@ def test_moves_that_are_refused_change_nothing(job, arguments, code, word):
         ["--purpose", "training"],
         ["--purpose", "training=0"],
         ["--purpose", "training=nan"],
+        ["--purpose", "training=1e-20"],
         ["--purpose", "training=0.6", "--purpose", "training=0.2"],
         ["--purpose", "training=0.6", "--purpose", "tuning=0.6"],
         ["--purpose", "Not A Path=0.6"],
@@ -157,6 +160,9 @@ def test_blocks_that_are_refused(job, options):
     answer = pft("budget", "create", job, *options, "--json")
     assert answer.code == 2
     assert pft("budget", "show", "--json").json.get("blocks", []) == []
+    if Path(ledger_location(None)).exists():
+        with Ledger.open(ledger_location(None)) as ledger:
+            assert ledger.datasets() == []
 
 
 def test_a_given_budget_gets_the_order_that_holds_most_runs(job):
