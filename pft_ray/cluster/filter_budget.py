@@ -66,29 +66,23 @@ def filter_specs(
     """
     built = _at_best_order(built, budget)
     specs = []
-    for name, order in built.orders.items():
-        shares = [share for share in built.shares if share.block == name]
-        delta = _delta(built, shares[0], budget)
-        purposes = {
-            share.purpose: share.rho_units / sum(s.rho_units for s in shares)
-            for share in shares
-        }
-        if len(shares) > 1 or name == built.job.training_block:
-            purposes = dict(budget.purposes) or purposes
+    for share in built.shares:
+        order, delta = built.orders[share.block], _delta(built, share, budget)
+        is_training = share.role == "training"
+        purposes = dict(budget.purposes) if is_training else {}
         specs.append(
             FilterSpec(
-                name=name,
+                name=share.block,
                 dataset=built.job.data.registration,
                 predicate=split_predicate(
-                    built.job,
-                    "train" if shares[0].role == "training" else "validation",
+                    built.job, "train" if is_training else "validation"
                 ),
                 unit=built.job.privacy.unit,
                 epsilon=budget.epsilon
-                or _epsilon_for(built, shares, budget.runs, order, delta),
+                or _epsilon_for(built, share, budget.runs, order, delta),
                 delta=delta,
                 order=order,
-                purposes=purposes,
+                purposes=purposes or {share.purpose: 1.0},
             )
         )
     return built, specs
@@ -151,12 +145,12 @@ def _delta(built: BuiltJob, share: RhoShare, budget: BudgetRequest) -> float:
 
 
 def _epsilon_for(
-    built: BuiltJob, shares: list[RhoShare], runs: int, order: int, delta: float
+    built: BuiltJob, share: RhoShare, runs: int, order: int, delta: float
 ) -> float:
     """Returns the least epsilon, in whole units, that holds so many runs."""
-    wanted = runs * sum(share.rho_units for share in shares)
+    wanted = runs * share.rho_units
     target = built.job.privacy.epsilon
-    is_one = runs == 1 and len(shares) == 1 and shares[0].role == "training"
+    is_one = runs == 1 and share.role == "training"
     if is_one and target and budget_units(target, delta, order) >= wanted:
         return target
     least = Decimal(repr(epsilon_of_units(wanted, delta, order)))
@@ -172,7 +166,7 @@ def created_filter(ledger: Ledger, built: BuiltJob, spec: FilterSpec) -> dict[st
     status = ledger.block_status(spec.name)
     assert status.filter is not None
     free = {p.name: p.remaining_rho_units for p in status.filter.purposes}
-    shares = [share for share in built.shares if share.block == spec.name]
+    (share,) = [share for share in built.shares if share.block == spec.name]
     return {
         "name": status.name,
         "created": created,
@@ -183,5 +177,5 @@ def created_filter(ledger: Ledger, built: BuiltJob, spec: FilterSpec) -> dict[st
         "delta": status.delta,
         "epsilon_left": status.remaining_epsilon,
         "purposes": free,
-        "runs_left": min(free.get(s.purpose, 0) // s.rho_units for s in shares),
+        "runs_left": free.get(share.purpose, 0) // share.rho_units,
     }

@@ -86,6 +86,8 @@ def create_blocks(
     ]
     if built.shares:
         built, specs = filter_specs(built, budget)
+        for spec in specs:
+            spec.body()  # what is wrong with it is found before anything is written
         blocks.extend(specs)
     elif budget.purposes:
         raise InputError(

@@ -169,7 +169,7 @@ def _evaluation_plan(job: JobSpec, plan: Plan, epsilon: float) -> EvaluationPlan
         )
 
     if job.privacy.accounting == "filter":
-        return with_sigma_at_order(job, plan, with_sigma(1.0))
+        return with_sigma_at_order(job, with_sigma(1.0))
     sigma = calibrate_discrete_sigma(
         target_epsilon=target,
         delta=delta,

@@ -82,6 +82,11 @@ def check_filters(job: JobSpec) -> None:
             "privacy.mode is owners, and privacy.accounting is filter.",
             "Owners have budgets of their own: set accounting: plan.",
         )
+    if job.evaluation is not None and job.validation_block == job.training_block:
+        raise ConfigError(
+            f"privacy.block and evaluation.block are both {job.training_block!r}.",
+            "Training and validation units lie in blocks of their own: name two.",
+        )
     if privacy.user_level == "auto":
         raise ConfigError(
             "privacy.user_level is auto, and privacy.accounting is filter: the two "
@@ -132,10 +137,8 @@ def training_sigma(job: JobSpec, plan: Plan) -> float:
     )
 
 
-def look_order(job: JobSpec, plan: Plan, looks: EvaluationPlan) -> int:
+def look_order(job: JobSpec, looks: EvaluationPlan) -> int:
     """Returns the order at which looks are priced."""
-    if job.validation_block == job.training_block:
-        return training_order(job, plan)
     named = _section(job).evaluation_order
     if named is not None:
         return named
@@ -144,15 +147,13 @@ def look_order(job: JobSpec, plan: Plan, looks: EvaluationPlan) -> int:
     )
 
 
-def with_sigma_at_order(
-    job: JobSpec, plan: Plan, looks: EvaluationPlan
-) -> EvaluationPlan:
+def with_sigma_at_order(job: JobSpec, looks: EvaluationPlan) -> EvaluationPlan:
     """Returns the looks with the least noise within their epsilon at their order."""
     sigma = scale_at_order(
         lambda value: replace(looks, sigma=value).event,
         looks.epsilon,
         looks.delta,
-        look_order(job, plan, looks),
+        look_order(job, looks),
     )
     return replace(looks, sigma=sigma)
 
@@ -169,7 +170,7 @@ def orders_of(job: JobSpec, plan: Plan) -> dict[str, int]:
     """Returns the order of each block that a filter job reserves on."""
     orders = {job.training_block: training_order(job, plan)}
     if plan.evaluation is not None:
-        orders[job.validation_block] = look_order(job, plan, plan.evaluation)
+        orders[job.validation_block] = look_order(job, plan.evaluation)
     return orders
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pft_ray.ledger.records import Block, Run
     from pft_ray.ledger.state import LedgerState
 
-# Costs are floating point; another machine may round each event to the unit beside.
+# Another machine's floating point may round a budget to the unit beside.
 _SLACK_UNITS = 1
 
 
@@ -39,7 +39,7 @@ def check_shares_anew(state: LedgerState, run: Run) -> list[ShareCheck]:
         block = state.blocks[share.block]
         order, delta = budget_of(block).order, delta_value(block.delta_units)
         cost = rho_units(share.event, order)
-        if share.rho_units < cost - _SLACK_UNITS * share.num_events:
+        if share.rho_units < cost - share.slack_units_each * share.num_events:
             raise VerificationError(
                 f"Ledger row {run.reservation.sequence}: the events of run "
                 f"{run.run_id!r} cost {cost} units at order {order}, its share of "

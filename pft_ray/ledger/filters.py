@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pft_ray.accounting.events import check_count
 from pft_ray.accounting.filters import UNITS, budget_units
-from pft_ray.errors import InputError
+from pft_ray.errors import BudgetError, InputError
 from pft_ray.ledger import bodies
 from pft_ray.ledger.budget import (
     block_delta_units,
@@ -18,6 +18,7 @@ from pft_ray.ledger.budget import (
     epsilon_value,
 )
 from pft_ray.ledger.entries import natural
+from pft_ray.ledger.shares import check_purpose
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -70,7 +71,9 @@ class FilterSpec:
         delta: Budget, rounded down to 1e-18.
         order: The one Renyi order, an integer from 2 to 1024, fixed for ever; best
             is :func:`~pft_ray.accounting.filters.best_order` of what will be done.
-        purposes: Parts of the rho by path, each in (0, 1], together at most 1.
+        purposes: Parts of the rho by path, each in (0, 1], together at most 1. Every
+            path has an account of its own: a run that names ``training`` takes nothing
+            from ``training/epoch-2``.
     """
 
     name: str
@@ -80,34 +83,24 @@ class FilterSpec:
     epsilon: float
     delta: float
     order: int
-    purposes: Mapping[str, float] = field(default_factory=dict)
+    purposes: Mapping[str, float | Fraction] = field(default_factory=dict)
 
     def body(self, known_units: int | None = None) -> Body:
         """Returns the ledger's entry; parts of rho are rounded down.
 
         Raises:
-            InputError: A number is not usable, or the parts exceed 1.
+            InputError: A number or path is not usable, or the parts exceed 1.
+            BudgetError: The order buys nothing at so small an epsilon.
         """
         epsilon = block_epsilon_units(self.epsilon)
         delta = block_delta_units(self.delta)
         order = check_count(self.order, "order")
-        units = (
-            budget_units(epsilon_value(epsilon), delta_value(delta), order)
-            if order > 1
-            else 0
-        )
-        if known_units is not None and abs(known_units - units) <= 1:
-            units = known_units
-        parts = {
-            path: exact_amount(part, f"The part of purpose {path!r}")
-            for path, part in self.purposes.items()
-        }
-        if sum(parts.values()) > 1:
-            raise InputError(
-                f"The purposes of block {self.name!r} come to "
-                f"{float(sum(parts.values())):g} of its budget.",
-                "Give parts that sum to at most 1.",
-            )
+        units = known_units or 0
+        if order > 1:
+            worth = budget_units(epsilon_value(epsilon), delta_value(delta), order)
+            # Another machine may have rounded a known block's budget otherwise.
+            units = units if abs(units - worth) <= 1 else worth
+            self._require_worth(worth)
         return {
             "name": self.name,
             "dataset": self.dataset,
@@ -117,8 +110,37 @@ class FilterSpec:
             "delta_units": delta,
             "order": order,
             "rho_units": units,
-            "purposes": {path: int(part * units) for path, part in parts.items()},
+            "purposes": self._purposes(units),
         }
+
+    def _require_worth(self, units: int) -> None:
+        if units < 1:
+            raise BudgetError(
+                f"Epsilon {self.epsilon:g} at delta {self.delta:g} buys nothing at "
+                f"order {self.order}.",
+                "Give a larger order, more epsilon or more delta.",
+                {"block": self.name, "order": self.order},
+            )
+
+    def _purposes(self, units: int) -> dict[str, int]:
+        parts = {
+            check_purpose(path): exact_amount(part, f"The part of purpose {path!r}")
+            for path, part in self.purposes.items()
+        }
+        if sum(parts.values()) > 1:
+            raise InputError(
+                f"The purposes of block {self.name!r} come to "
+                f"{float(sum(parts.values())):g} of its budget.",
+                "Give parts that sum to at most 1.",
+            )
+        found = {path: int(part * units) for path, part in parts.items()}
+        for path, number in found.items():
+            if units and not number:
+                raise InputError(
+                    f"The part of purpose {path!r} is below one unit of rho.",
+                    "Give it more, or leave it out.",
+                )
+        return found
 
 
 class FilterBlocks:

@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from pft_ray.ledger.records import Block, Run
     from pft_ray.ledger.state import LedgerState
 
-# Another machine's floating point may round the cost of one event to the unit beside.
-_SLACK_UNITS = 1
-
 
 def check_modes(state: LedgerState, parts: Iterable[Envelope | RhoShare]) -> None:
     """A run is a plan run with envelopes, or a filter run with shares.
@@ -133,7 +130,7 @@ def _check_events(state: LedgerState, plan: Plan, shares: Iterable[RhoShare]) ->
             )
         block = state.block(share.block)
         cost = rho_units(share.one_event, budget_of(block).order)
-        if share.units_each < cost - _SLACK_UNITS:
+        if share.units_each < cost - share.slack_units_each:
             raise InputError(
                 f"The share {share.purpose!r} of block {share.block!r} holds "
                 f"{share.units_each} units an event, which costs {cost} at order "

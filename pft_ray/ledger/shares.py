@@ -6,7 +6,13 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from pft_ray.accounting.events import Event, Repeat, event_from_dict, event_to_dict
+from pft_ray.accounting.events import (
+    Event,
+    Repeat,
+    count_leaves,
+    event_from_dict,
+    event_to_dict,
+)
 from pft_ray.accounting.filters import UNITS, rho_units
 from pft_ray.errors import InputError
 from pft_ray.ledger.budget import Envelope, Purpose
@@ -85,6 +91,14 @@ class RhoShare:
     def units_each(self) -> int:
         """What one step or look costs, in units of 2**-40."""
         return self.rho_units // self.num_events
+
+    @property
+    def slack_units_each(self) -> int:
+        """By how many units another machine may round the cost of one step or look.
+
+        One for each plain event in it: each is rounded up by itself.
+        """
+        return sum(count for _, count in count_leaves(self.one_event))
 
     @property
     def rho(self) -> float:

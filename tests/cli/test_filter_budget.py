@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pft_ray.accounting.events import Repeat
 from pft_ray.accounting.filter_calibration import epsilon_at_order
-from pft_ray.accounting.filters import UNITS
+from pft_ray.accounting.filters import UNITS, budget_units, rho_units
 from pft_ray.config import build_job, load_job
 from pft_ray.ledger import Ledger
 from pft_ray.ledger.home import ledger_location
@@ -147,6 +149,7 @@ def test_moves_that_are_refused_change_nothing(job, arguments, code, word):
         ["--purpose", "training"],
         ["--purpose", "training=0"],
         ["--purpose", "training=nan"],
+        ["--purpose", "training=1e-20"],
         ["--purpose", "training=0.6", "--purpose", "training=0.2"],
         ["--purpose", "training=0.6", "--purpose", "tuning=0.6"],
         ["--purpose", "Not A Path=0.6"],
@@ -157,3 +160,15 @@ def test_blocks_that_are_refused(job, options):
     answer = pft("budget", "create", job, *options, "--json")
     assert answer.code == 2
     assert pft("budget", "show", "--json").json.get("blocks", []) == []
+    if Path(ledger_location(None)).exists():
+        with Ledger.open(ledger_location(None)) as ledger:
+            assert ledger.datasets() == []
+
+
+def test_a_given_budget_gets_the_order_that_holds_most_runs(job):
+    noise = ["--set", "privacy.epsilon=null", "--set", "privacy.noise_multiplier=4"]
+    budget = ["--epsilon", "30", "--delta", "1e-5"]
+    made = pft("budget", "create", job, *budget, *noise, "--json").json["blocks"][0]
+    event = build_job(load_job(job, noise[1::2]), job.parent).plan.event
+    rooms = {n: budget_units(30, 1e-5, n) // rho_units(event, n) for n in range(2, 65)}
+    assert rooms[made["order"]] == max(rooms.values()) == made["runs_left"]

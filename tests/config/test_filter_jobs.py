@@ -59,12 +59,6 @@ def test_a_given_noise_multiplier_is_priced_at_the_order():
     assert job.epsilon == costs[order]
 
 
-def test_one_block_for_both_roles_has_one_order():
-    job = built(privacy__block="b", evaluation__block="b")
-    assert list(job.orders) == ["b"]
-    assert {share.block for share in job.shares} == {"b"}
-
-
 def test_independent_workers_pay_for_all_of_them():
     one = built(privacy__epsilon=None, privacy__noise_multiplier=3.0)
     two = built(
@@ -93,6 +87,7 @@ def test_plan_jobs_keep_the_digest_they_had():
         {"privacy__filter": {"purpose": "No Path"}},
         {"privacy__filter": {"evaluation_purpose": "training"}},
         {"privacy__accounting": "both"},
+        {"privacy__block": "one", "evaluation__block": "one"},
         {
             "privacy__unit": "user",
             "privacy__user_level": "auto",

@@ -401,3 +401,35 @@ def test_the_state_is_the_replay(filtered, place):
     assert replay(location(place)) == running(filtered)
     kinds = [entry.kind for entry in filtered.history(block=FILTER)]
     assert " ".join(kinds) == "end move grant attempt epoch reserve filter_block"
+
+
+def test_rounding_on_another_machine_does_not_break_a_replay(filtered):
+    """Costs one unit below for each plain event pass; two units below do not."""
+    looks = make_shares(PLAN)[1]
+    each = 2  # plain events a look
+    assert looks.slack_units_each == each
+    near = RhoShare(LOOKS, "evaluation", looks.rho_units - 3 * each, looks.event)
+    far = RhoShare(LOOKS, "evaluation", looks.rho_units - 3 * (each + 1), looks.event)
+    train = make_shares(PLAN)[0]
+    refuses(filtered, InputError, lambda: filtered.reserve("r", PLAN, [train, far]))
+    filtered.reserve("r", PLAN, [train, near])
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"rho_units": 2}, BudgetError),
+        ({"rho_units": -2}, BudgetError),
+        ({"rho_units": 1}, None),  # as another machine may round it
+        ({"purposes": 1}, BudgetError),
+    ],
+)
+def test_the_rule_itself_knows_what_epsilon_buys(ledger, change, error):
+    """A row that another writer made, not by FilterSpec."""
+    body = filter_spec(purposes={"training": 1.0}).body()
+    body["rho_units"] += change.get("rho_units", 0)
+    body["purposes"] = {"training": body["rho_units"] + change.get("purposes", 0)}
+    if error is None:
+        ledger._chain.append("filter_block", lambda _: body)
+        return
+    refuses(ledger, error, lambda: ledger._chain.append("filter_block", lambda _: body))

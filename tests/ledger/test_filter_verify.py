@@ -8,7 +8,7 @@ import pytest
 
 from pft_ray.accounting.filters import UNITS, epsilon_of_units, rho_units
 from pft_ray.errors import VerificationError
-from pft_ray.ledger import RhoShare, share_rules, verify
+from pft_ray.ledger import RhoShare, run_rules, share_rules, verify
 from pft_ray.ledger.filter_verify import check_filter_blocks, check_shares_anew
 from tests.ledger.builders import (
     add_blocks,
@@ -114,3 +114,21 @@ def test_plan_runs_and_filter_runs_share_a_ledger(tmp_path):
         start_filter_run(ledger, "filter-run")
         result = verify(where(ledger), epsilon=lambda *_: 1e-6)
         assert [run.run_id for run in result.runs] == ["plan-run", "filter-run"]
+
+
+def test_an_overdrawn_purpose_is_found_though_the_block_is_not(filtered, place):
+    state = replay(location(place))
+    accounts = state.blocks[FILTER].filter.accounts
+    moved = accounts["training"].free_rho_units + 1
+    accounts["training"].rho_units -= moved
+    accounts["tuning"].rho_units += moved
+    with pytest.raises(VerificationError, match="are not what its runs took"):
+        check_filter_blocks(state)
+
+
+def test_charges_that_a_replay_forgets_are_found(filtered, monkeypatch):
+    """As a version whose rules do not count would replay."""
+    verify(where(filtered))
+    monkeypatch.setattr(run_rules, "charge_shares", lambda *_: None)
+    with pytest.raises(VerificationError, match="are not what its runs took"):
+        verify(where(filtered))
