@@ -186,7 +186,9 @@ def test_files_that_are_no_ledger_are_refused(bench):
     other = bench.folder / "other.db"
     with sqlite3.connect(other) as database:
         database.execute("CREATE TABLE songs (name TEXT)")
-    bench.refused(*VERBS["show"], "--ledger", other, says="is not a ledger", fix="place")
+    bench.refused(
+        *VERBS["show"], "--ledger", other, says="is not a ledger", fix="place"
+    )
     bench.refused(*VERBS["train"], "--ledger", other, says="not a ledger", fix="place")
     empty = bench.new_file("empty.db", "")
     bench.refused(*VERBS["show"], "--ledger", empty, says="not a ledger", fix="place")
