@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -168,6 +168,13 @@ def table(rows: dict[tuple[str, str], Row], *, with_steps: bool) -> list[str]:
     return lines
 
 
+def _as_list(rows: dict[tuple[str, str], Row]) -> list[dict]:
+    return [
+        {"victim": victim, "point": point} | asdict(row)
+        for (victim, point), row in sorted(rows.items())
+    ]
+
+
 def make_card(tally: Tally, seed: int, wanted: int, elapsed_s: float) -> cards.Card:
     """Returns the card of a soak."""
     made = tally.count("kills")
@@ -213,7 +220,12 @@ def make_card(tally: Tally, seed: int, wanted: int, elapsed_s: float) -> cards.C
             f"All {wanted}: `SOAK_SEED={seed} SOAK_KILLS={wanted} make soak`.",
             *tally.faults[:20],
         ],
-        details={"seed": seed, "faults": tally.faults},
+        details={
+            "seed": seed,
+            "faults": tally.faults,
+            "plain": _as_list(tally.plain),
+            "on_ray": _as_list(tally.on_ray),
+        },
     )
 
 

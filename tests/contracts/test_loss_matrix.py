@@ -1,4 +1,9 @@
-"""Whoever is lost, and whenever: no key twice, charge before noise, one epsilon."""
+"""Whoever is lost, and whenever: no key twice, charge before noise, one epsilon.
+
+Ranks are threads, so that losses which no signal makes can be put at an exact point:
+a reply alone, each call before and after it was served, each moment of a look, and an
+allowance that is used up. ``test_killed_processes`` kills real processes.
+"""
 
 from __future__ import annotations
 
