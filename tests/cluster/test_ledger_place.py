@@ -72,7 +72,7 @@ def test_workers_are_not_told_the_address(tmp_path, monkeypatch):
             raise RuntimeError
 
     monkeypatch.setattr("pft_ray.cluster.fit.TorchTrainer", Trainer)
-    fit_workers(built, RunFolder(tmp_path / "run"), None)
+    fit_workers(built, RunFolder(tmp_path / "run"), None, 2)
     assert "job" in given["train_loop_config"]
     assert SECRET not in repr(given)
     assert SECRET.encode() not in pickle.dumps(given["train_loop_config"])

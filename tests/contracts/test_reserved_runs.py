@@ -149,10 +149,12 @@ def test_a_reservation_that_expires_while_ray_starts_is_told_in_words(
 ):
     set_stage(monkeypatch)
     run_id = reserve_job(job, expires_s=1)["run_id"]
-    monkeypatch.setattr(
-        "pft_ray.cluster.trainer.check_placement",
-        lambda *_args: ledger.queue.expire(run_id, 0),
-    )
+
+    def check_placement(workers, *_args, **_options):
+        ledger.queue.expire(run_id, 0)
+        return workers
+
+    monkeypatch.setattr("pft_ray.cluster.trainer.check_placement", check_placement)
     with pytest.raises(ReservationExpiredError):
         PrivateTrainer(job).fit()
     assert statuses(ledger) == ["expired"]
