@@ -124,3 +124,15 @@ def test_a_window_that_the_registration_does_not_commit_to_is_refused(months):
                 BlockSpec("x", "tiny-data", predicate, "record", 1.0, 1e-6)
             )
         assert ledger.position() == position
+
+
+def test_dates_may_stand_in_a_job_file_without_quotes(months):
+    path = months["january"]
+    words = path.read_text().replace("'2026-01-01'", "2026-01-01")
+    words = words.replace("'2026-02-01'", "2026-02-01T00:00:00")
+    assert words != path.read_text()
+    path.write_text(words)
+    window = load_job(path).data.split.spec().window
+    assert window is not None
+    assert window.since == "2026-01-01T00:00:00.000000Z"
+    assert window.until == "2026-02-01T00:00:00.000000Z"
