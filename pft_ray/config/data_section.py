@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from pft_ray.config.base import Count, Name, Section, Text
 from pft_ray.data.spec import DataSpec, SplitSpec
 from pft_ray.data.windows import WindowSpec
 
 
-def _as_written(value: Any) -> Any:
-    """Returns a date or time that YAML read as one as the text that it was."""
-    return value.isoformat() if isinstance(value, date) else value
-
-
-Moment = Annotated[int | str, BeforeValidator(_as_written)]
-
-
 class WindowSection(Section):
     """Records that are used, by a moment of their own: since <= moment < until."""
 
     field: Text = Field(description="Column of the moment.")
-    since: Moment = Field(description="First moment inside: a number or an ISO time.")
-    until: Moment = Field(description="First moment after the window.")
+    since: int | str = Field(
+        description="First moment inside: a number or an ISO time."
+    )
+    until: int | str = Field(description="First moment after the window.")
 
 
 class SplitSection(Section):

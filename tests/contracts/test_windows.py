@@ -7,7 +7,7 @@ import pytest
 from pft_ray.cluster.registration import create_budget
 from pft_ray.config import build_job, load_job
 from pft_ray.data.prepare import prepare_data
-from pft_ray.errors import InputError
+from pft_ray.errors import ConfigError, InputError
 from pft_ray.ledger import BlockSpec, Ledger, dataset_commitment
 from pft_ray.ledger.home import keys_dir, ledger_location
 from tests.tiny_job import make_rows, write_csv, write_job
@@ -126,13 +126,10 @@ def test_a_window_that_the_registration_does_not_commit_to_is_refused(months):
         assert ledger.position() == position
 
 
-def test_dates_may_stand_in_a_job_file_without_quotes(months):
+def test_a_date_without_quotes_is_refused_with_the_cure(months):
     path = months["january"]
     words = path.read_text().replace("'2026-01-01'", "2026-01-01")
-    words = words.replace("'2026-02-01'", "2026-02-01T00:00:00")
     assert words != path.read_text()
     path.write_text(words)
-    window = load_job(path).data.split.spec().window
-    assert window is not None
-    assert window.since == "2026-01-01T00:00:00.000000Z"
-    assert window.until == "2026-02-01T00:00:00.000000Z"
+    with pytest.raises(ConfigError, match="since is read as a date"):
+        load_job(path)
