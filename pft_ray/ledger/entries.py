@@ -34,6 +34,14 @@ Body = dict[str, Any]
 
 # The exact fields of each kind. A bool is not an integer here.
 _RUN = {"run_id": str, "epoch": int}
+_ASKED = {
+    "run_id": str,
+    "name": str,
+    "plan": dict,
+    "plan_digest": str,
+    "envelopes": list,
+    "blind": str,
+}
 FIELDS: dict[str, dict[str, type[Any]]] = {
     "genesis": {"ledger_id": str, "schema": int},
     "dataset": {
@@ -65,14 +73,7 @@ FIELDS: dict[str, dict[str, type[Any]]] = {
         "purposes": dict,
     },
     "move": {"block": str, "source": str, "target": str, "rho_units": int},
-    "reserve": {
-        "run_id": str,
-        "name": str,
-        "plan": dict,
-        "plan_digest": str,
-        "envelopes": list,
-        "blind": str,
-    },
+    "reserve": dict(_ASKED),
     "joint_reserve": {"runs": list, "envelopes": list, "blind": str},
     "epoch": dict(_RUN),
     "attempt": {**_RUN, "attempt": int, "start": int, "reason": str},
@@ -91,15 +92,7 @@ FIELDS: dict[str, dict[str, type[Any]]] = {
     "non_private": {"dataset": str, "block": str, "run": str},
     "release_reservation": {"run_id": str},
     # Kinds of the waiting queue. A time limit of 0 is none.
-    "request": {
-        "run_id": str,
-        "name": str,
-        "plan": dict,
-        "plan_digest": str,
-        "envelopes": list,
-        "blind": str,
-        "time_limit_ms": int,
-    },
+    "request": {**_ASKED, "time_limit_ms": int},
     "admit": {"run_id": str, "blind": str},
     "leave": {"run_id": str},
     "expire": {"run_id": str},

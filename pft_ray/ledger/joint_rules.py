@@ -12,6 +12,7 @@ from pft_ray.ledger.reserve_rules import (
     add_run,
     check_budgets,
     check_new_run,
+    check_purposes,
     check_unit,
     count_arrival,
     take_parts,
@@ -77,15 +78,7 @@ def _check_fields(run: Any) -> None:
 
 def _check_joint_envelopes(plans: list[Plan], envelopes: list[Envelope]) -> None:
     """Each block and role has one envelope, for the events of all runs."""
-    pairs = [(envelope.purpose, envelope.block) for envelope in envelopes]
-    purposes = [envelope.purpose for envelope in envelopes]
-    if "training" not in purposes or len(set(pairs)) != len(pairs):
-        raise InputError(
-            "A joint reservation needs a training envelope and at most one a block "
-            "and purpose."
-        )
-    if purposes.count("evaluation") > 1:
-        raise InputError("A joint reservation has more than one evaluation envelope.")
+    check_purposes(envelopes)
     if any(plan.owners is not None for plan in plans):
         raise InputError(
             "A run with owners is declared together with others.",

@@ -110,10 +110,14 @@ def _by_kind(parts: Iterable[Part]) -> tuple[list[Envelope], list[RhoShare]]:
     return envelopes, shares
 
 
-def _check_envelopes(plan: Plan, envelopes: list[Envelope]) -> None:
-    """Envelopes pay for the plan's own events at the plan's own delta."""
+def check_purposes(envelopes: list[Envelope]) -> list[str]:
+    """Checks that each block and purpose has one envelope, and training has one.
+
+    Returns:
+        The purposes, one an envelope.
+    """
     pairs = [(envelope.purpose, envelope.block) for envelope in envelopes]
-    purposes = [envelope.purpose for envelope in envelopes]
+    purposes: list[str] = [envelope.purpose for envelope in envelopes]
     if "training" not in purposes or len(set(pairs)) != len(pairs):
         raise InputError(
             "A reservation needs a training envelope and at most one a block "
@@ -121,6 +125,12 @@ def _check_envelopes(plan: Plan, envelopes: list[Envelope]) -> None:
         )
     if purposes.count("evaluation") > 1:
         raise InputError("A reservation has more than one evaluation envelope.")
+    return purposes
+
+
+def _check_envelopes(plan: Plan, envelopes: list[Envelope]) -> None:
+    """Envelopes pay for the plan's own events at the plan's own delta."""
+    purposes = check_purposes(envelopes)
     if plan.evaluation is None and "evaluation" in purposes:
         raise InputError("An evaluation envelope without planned looks.")
     wanted = {PURPOSES[0]: (plan.event, plan.delta)}

@@ -7,20 +7,14 @@ what was charged never becomes less; the running state is the replay.
 from __future__ import annotations
 
 import json
-import shutil
-import sqlite3
-import tempfile
-from contextlib import closing, suppress
-from pathlib import Path
+from contextlib import suppress
 
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import invariant, rule
 
 from pft_ray.errors import PftError
-from pft_ray.ledger import Ledger, LedgerState, verify
-from pft_ray.ledger.state import replay_row
-from tests.ledger.builders import add_blocks, make_plan, nonce, open_ledger
+from pft_ray.ledger import verify
+from tests.ledger.builders import make_plan, nonce
 from tests.ledger.filter_builders import (
     FILTER,
     LOOKS,
@@ -28,12 +22,9 @@ from tests.ledger.filter_builders import (
     make_shares,
     purpose,
 )
+from tests.ledger.machines import TwoDrivers, run_of
 
 PLANS = [make_plan(), make_plan(noise_multiplier=0.8), make_plan(sample_rate=0.2)]
-_ROWS = (
-    "SELECT seq, CAST(kind AS BLOB), CAST(body AS BLOB), CAST(prev_hash AS BLOB), "
-    "CAST(hash AS BLOB) FROM entries ORDER BY seq"
-)
 RUN = st.integers(0, 4).map(lambda number: f"run-{number}")
 PURPOSE = st.sampled_from(["training", "tuning", "training/epoch-1", "unassigned"])
 SLOT = st.integers(0, 1)
@@ -101,46 +92,25 @@ class Books:
         self._left.pop(body["run_id"], None)
 
 
-class FilterMachine(RuleBasedStateMachine):
+class FilterMachine(TwoDrivers):
     """Two open ledgers on one file, used as two drivers would."""
 
     def __init__(self) -> None:
         super().__init__()
-        base = "/dev/shm" if Path("/dev/shm").is_dir() else None
-        self.folder = Path(tempfile.mkdtemp(dir=base))
-        self.ledgers: list[Ledger] = []
         self.epochs: dict[str, int] = {}
-        self.nonces = 0
         self.spent: dict[tuple[str, str], int] = {}
 
-    @initialize()
-    def start(self) -> None:
-        self.ledgers = [open_ledger(self.folder) for _ in range(2)]
-        add_blocks(self.ledgers[0])
+    def add_more(self) -> None:
         add_filter_blocks(self.ledgers[0])
 
     def teardown(self) -> None:
         if self.ledgers:
             verify(self.ledgers[0])
-        for ledger in self.ledgers:
-            ledger.close()
-        shutil.rmtree(self.folder)
-
-    def rows(self) -> list[tuple]:
-        with closing(sqlite3.connect(self.folder / "ledger.db")) as connection:
-            return connection.execute(_ROWS).fetchall()
-
-    def try_call(self, call) -> None:
-        """Makes a call; a refusal has to leave the file as it was."""
-        before = self.rows()
-        try:
-            call()
-        except PftError:
-            assert self.rows() == before
+        super().teardown()
 
     @rule(run=RUN, slot=SLOT, plan=st.sampled_from(PLANS), path=PURPOSE)
     def reserve(self, run, slot, plan, path) -> None:
-        self.try_call(
+        self.attempt_call(
             lambda: self.ledgers[slot].reserve(run, plan, make_shares(plan, path))
         )
 
@@ -172,7 +142,9 @@ class FilterMachine(RuleBasedStateMachine):
     @rule(run=RUN, slot=SLOT)
     def look(self, run, slot) -> None:
         epoch = self.epochs.get(run, 0)
-        self.try_call(lambda: self.ledgers[slot].charge_look(run, epoch, "somewhen"))
+        self.attempt_call(
+            lambda: self.ledgers[slot].charge_look(run, epoch, "somewhen")
+        )
 
     @rule(
         run=RUN,
@@ -181,11 +153,11 @@ class FilterMachine(RuleBasedStateMachine):
     )
     def end(self, run, slot, status) -> None:
         epoch = self.epochs.get(run, 0)
-        self.try_call(lambda: self.ledgers[slot].end_run(run, epoch, status, 0))
+        self.attempt_call(lambda: self.ledgers[slot].end_run(run, epoch, status, 0))
 
     @rule(run=RUN, slot=SLOT)
     def give_back(self, run, slot) -> None:
-        self.try_call(lambda: self.ledgers[slot].release_reservation(run))
+        self.attempt_call(lambda: self.ledgers[slot].release_reservation(run))
 
     @rule(slot=SLOT, source=PURPOSE, goal=PURPOSE, data=st.data())
     def move(self, slot, source, goal, data) -> None:
@@ -194,7 +166,7 @@ class FilterMachine(RuleBasedStateMachine):
         except ValueError:  # no such purpose yet
             free = 0
         units = data.draw(st.integers(0, free + 2))
-        self.try_call(
+        self.attempt_call(
             lambda: self.ledgers[slot].filters.move(FILTER, source, goal, units)
         )
 
@@ -221,22 +193,5 @@ class FilterMachine(RuleBasedStateMachine):
                 assert item.spent_rho_units == books.spent.get(key, 0)
                 assert item.reserved_rho_units == held.get(key, 0)
 
-    @invariant()
-    def running_state_is_the_replay(self) -> None:
-        if not self.ledgers:
-            return
-        state = LedgerState()
-        for row in self.rows():
-            replay_row(state, row)
-        for ledger in self.ledgers:
-            assert ledger.position() == state.position
-            assert ledger._chain._state == state
 
-
-FilterMachine.TestCase.settings = settings(
-    max_examples=30,
-    stateful_step_count=30,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
-TestFilterMachine = FilterMachine.TestCase
+TestFilterMachine = run_of(FilterMachine, max_examples=30)

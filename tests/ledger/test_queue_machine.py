@@ -3,79 +3,34 @@
 from __future__ import annotations
 
 import json
-import shutil
-import sqlite3
-import tempfile
-from contextlib import closing, suppress
+from contextlib import suppress
 from fractions import Fraction
-from pathlib import Path
 
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
     invariant,
     rule,
 )
 
 from pft_ray.errors import PftError
-from pft_ray.ledger import Ledger, LedgerState
-from pft_ray.ledger.state import replay_row
 from tests.ledger.builders import (
     TRAIN,
     VALIDATION,
-    add_blocks,
     make_envelopes,
     make_plan,
     nonce,
-    open_ledger,
 )
+from tests.ledger.machines import TwoDrivers, run_of
 
 BOTH, ONE = make_plan(), make_plan(evaluation=None)
-_ROWS = (
-    "SELECT seq, CAST(kind AS BLOB), CAST(body AS BLOB), CAST(prev_hash AS BLOB), "
-    "CAST(hash AS BLOB) FROM entries ORDER BY seq"
-)
 WHOLE = {TRAIN: (3 * 10**9, 10**14), VALIDATION: (3 * 10**9, 10**14)}
 RUN = st.integers(0, 5).map(lambda number: f"run-{number}")
 SLOT = st.integers(0, 1)
 EPSILON = st.sampled_from([0.5, 1.0, 1.5, 2.5, 3.0, 3.5])
 
 
-class QueueMachine(RuleBasedStateMachine):
-    """Two open ledgers on one file, used as two drivers would."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        base = "/dev/shm" if Path("/dev/shm").is_dir() else None
-        self.folder = Path(tempfile.mkdtemp(dir=base))
-        self.ledgers: list[Ledger] = []
-        self.nonces = 0
-
-    @initialize()
-    def start(self) -> None:
-        self.ledgers = [open_ledger(self.folder) for _ in range(2)]
-        add_blocks(self.ledgers[0])
-
-    def teardown(self) -> None:
-        for ledger in self.ledgers:
-            ledger.close()
-        shutil.rmtree(self.folder)
-
-    def rows(self) -> list[tuple]:
-        with closing(sqlite3.connect(self.folder / "ledger.db")) as connection:
-            return connection.execute(_ROWS).fetchall()
-
-    def attempt_call(self, call) -> bool:
-        """Makes a call; a refusal has to leave the file as it was."""
-        before = self.rows()
-        try:
-            call()
-        except PftError:
-            assert self.rows() == before
-            return False
-        return True
+class QueueMachine(TwoDrivers):
+    """Two drivers that request, admit, leave, charge and let reservations expire."""
 
     @rule(run=RUN, slot=SLOT, epsilon=EPSILON, both=st.booleans(),
           limit=st.sampled_from([None, 1.0]))  # fmt: skip
@@ -141,17 +96,6 @@ class QueueMachine(RuleBasedStateMachine):
         model = _Model()
         for _, kind, text, _, _ in self.rows():
             model.see(kind.decode(), json.loads(text))
-
-    @invariant()
-    def running_state_is_the_replay(self) -> None:
-        if not self.ledgers:
-            return
-        state = LedgerState()
-        for row in self.rows():
-            replay_row(state, row)
-        for ledger in self.ledgers:
-            assert ledger.position() == state.position
-            assert ledger._chain._state == state
 
 
 class _Model:
@@ -242,10 +186,4 @@ class _Model:
                 assert mine < theirs
 
 
-QueueMachine.TestCase.settings = settings(
-    max_examples=40,
-    stateful_step_count=30,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
-TestQueueMachine = QueueMachine.TestCase
+TestQueueMachine = run_of(QueueMachine)

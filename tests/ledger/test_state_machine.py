@@ -3,82 +3,37 @@
 from __future__ import annotations
 
 import json
-import shutil
-import sqlite3
-import tempfile
-from contextlib import closing
-from pathlib import Path
 
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
     invariant,
     precondition,
     rule,
 )
 
-from pft_ray.errors import PftError
-from pft_ray.ledger import Ledger, LedgerState
-from pft_ray.ledger.state import replay_row
 from tests.ledger.builders import (
     TRAIN,
     VALIDATION,
-    add_blocks,
     make_envelopes,
     make_plan,
     nonce,
     open_ledger,
 )
+from tests.ledger.machines import TwoDrivers, run_of
 
 PLAN = make_plan()
-_ROWS = (
-    "SELECT seq, CAST(kind AS BLOB), CAST(body AS BLOB), CAST(prev_hash AS BLOB), "
-    "CAST(hash AS BLOB) FROM entries ORDER BY seq"
-)
 RUN = st.integers(0, 3).map(lambda number: f"run-{number}")
 SLOT = st.integers(0, 1)
 
 
-class LedgerMachine(RuleBasedStateMachine):
+class LedgerMachine(TwoDrivers):
     """Two open ledgers on one file, used as two drivers would."""
 
     def __init__(self) -> None:
         super().__init__()
-        # In memory: this machine is about rules, other tests are about disks.
-        base = "/dev/shm" if Path("/dev/shm").is_dir() else None
-        self.folder = Path(tempfile.mkdtemp(dir=base))
-        self.ledgers: list[Ledger] = []
         self.epochs: dict[str, int] = {}
         self.attempts: dict[str, int] = {}
         self.acknowledged: dict[str, int] = {}
-        self.nonces = 0
-        self.last = 0
-
-    @initialize()
-    def start(self) -> None:
-        self.ledgers = [open_ledger(self.folder) for _ in range(2)]
-        add_blocks(self.ledgers[0])
-
-    def teardown(self) -> None:
-        for ledger in self.ledgers:
-            ledger.close()
-        shutil.rmtree(self.folder)
-
-    def attempt_call(self, call) -> bool:
-        """Makes a call; a refusal has to leave the file as it was."""
-        before = self.rows()
-        try:
-            call()
-        except PftError:
-            assert self.rows() == before
-            return False
-        return True
-
-    def rows(self) -> list[tuple]:
-        with closing(sqlite3.connect(self.folder / "ledger.db")) as connection:
-            return connection.execute(_ROWS).fetchall()
 
     @rule(run=RUN, slot=SLOT, epsilon=st.sampled_from([0.1, 0.75, 1.0, 1.5, 3.0]))
     def reserve(self, run, slot, epsilon) -> None:
@@ -201,25 +156,5 @@ class LedgerMachine(RuleBasedStateMachine):
         assert all(number <= 3 for number in looks.values())
         assert charged == self.acknowledged
 
-    @invariant()
-    def running_state_is_the_replay(self) -> None:
-        if not self.ledgers:
-            return
-        state = LedgerState()
-        rows = self.rows()
-        for row in rows:
-            replay_row(state, row)
-        assert len(rows) >= self.last
-        self.last = len(rows)
-        for ledger in self.ledgers:
-            assert ledger.position() == state.position
-            assert ledger._chain._state == state
 
-
-LedgerMachine.TestCase.settings = settings(
-    max_examples=40,
-    stateful_step_count=30,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
-TestLedgerMachine = LedgerMachine.TestCase
+TestLedgerMachine = run_of(LedgerMachine)
