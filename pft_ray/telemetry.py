@@ -29,6 +29,31 @@ class Told(Protocol):
         """Returns the event as JSON."""
 
 
+class EventTail:
+    """Reads what is appended to an event file.
+
+    Args:
+        path: The file; it need not be there yet.
+        whole: From its beginning; else from its present end.
+    """
+
+    def __init__(self, path: Path, *, whole: bool = False) -> None:
+        self._path = path
+        self._read = path.stat().st_size if path.exists() and not whole else 0
+
+    def new(self) -> list[dict[str, Any]]:
+        """Returns the events whose lines were finished since the last call."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._read)
+            whole, _, _ = file.read().rpartition(b"\n")
+        if not whole:
+            return []
+        self._read += len(whole) + 1
+        return [json.loads(line) for line in whole.split(b"\n")]
+
+
 class EventFile:
     """A subscriber that appends events to a JSON-lines file, mode 0600.
 

@@ -16,13 +16,15 @@ from pft_ray.cli.filter_budget import (
     mode_override,
     move,
     parse_purposes,
+    rho_left,
     set_words,
     show_runs,
     used_parts,
     with_runs,
 )
+from pft_ray.cli.opening import open_ledger
 from pft_ray.cli.options import JobArgument, JsonOption, LedgerOption, SetOption
-from pft_ray.cli.queue import add_commands, open_ledger
+from pft_ray.cli.queue import add_commands
 from pft_ray.errors import InputError
 
 _BAR = 16
@@ -319,7 +321,11 @@ def release(
     status = opened.run_status(run)
     blocks = [opened.block_status(name) for name in dict.fromkeys(status.blocks)]
     if as_json:
-        left = [{"name": b.name, "epsilon_left": b.remaining_epsilon} for b in blocks]
+        left = [
+            {"name": b.name, "epsilon_left": b.remaining_epsilon}
+            | ({} if b.filter is None else {"rho_units_left": rho_left(b)})
+            for b in blocks
+        ]
         render.print_json({"run_id": run, "blocks": left})
         return
     for block in blocks:

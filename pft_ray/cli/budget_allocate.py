@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pft_ray.cli import render
+from pft_ray.cli.opening import open_ledger
 from pft_ray.cli.options import JsonOption, LedgerOption, RunsOption
 from pft_ray.errors import InputError
 
@@ -62,13 +63,11 @@ def _allocate(
     from pft_ray.accounting.allocation import Allocation
     from pft_ray.accounting.filters import UNITS, epsilon_of_units
     from pft_ray.assurance.observed import released_utility
-    from pft_ray.ledger import Ledger
-    from pft_ray.ledger.home import keys_dir, ledger_location
 
     jobs_left, boost = rule
     if jobs_left < 1:
         raise InputError(f"--jobs-left is {jobs_left}.", "Give at least 1.")
-    opened = Ledger.open(ledger_location(ledger), keys_dir=keys_dir(), create=False)
+    opened = open_ledger(ledger)
     status = opened.block_status(block)
     if status.filter is None:
         raise InputError(

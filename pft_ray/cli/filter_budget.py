@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pft_ray.cli import render
+from pft_ray.cli.opening import open_ledger
 from pft_ray.cli.options import JsonOption, LedgerOption
 from pft_ray.errors import InputError
 
@@ -131,9 +132,16 @@ def with_runs(ledger: Ledger, blocks: Sequence[BlockStatus]) -> list[dict[str, A
     runs = ledger.runs()
     return [
         status.to_dict()
-        | {"runs": [run_row(run, status) for run in runs if status.name in run.blocks]}
+        | {"runs": [run_row(run, status) for run in runs if _holds(run, status)]}
         for status in blocks
     ]
+
+
+def _holds(run: RunStatus, block: BlockStatus) -> bool:
+    """Whether a run holds or used a part of a block."""
+    from pft_ray.ledger.records import EMPTY_STATUSES
+
+    return block.name in run.blocks and run.status not in EMPTY_STATUSES
 
 
 def run_row(run: RunStatus, block: BlockStatus) -> dict[str, Any]:
@@ -151,11 +159,18 @@ def run_row(run: RunStatus, block: BlockStatus) -> dict[str, Any]:
     return {
         "run_id": run.run_id,
         "status": run.status,
+        "together_with": [other for other in run.group if other != run.run_id],
         "epsilon": epsilon,
         "delta": delta,
         "block_epsilon": block.epsilon,
         "block_delta": block.delta,
     }
+
+
+def rho_left(block: BlockStatus) -> int:
+    """Returns the rho that nobody holds of a filter block, in units of 2**-40."""
+    assert block.filter is not None
+    return block.filter.remaining_rho_units
 
 
 def show_runs(row: dict[str, Any]) -> None:
@@ -167,7 +182,8 @@ def show_runs(row: dict[str, Any]) -> None:
                 [
                     run["run_id"],
                     run["status"],
-                    f"{run['epsilon']:.6g}",
+                    f"{run['epsilon']:.6g}"
+                    + (" (together)" if run["together_with"] else ""),
                     f"{run['block_epsilon']:g}",
                 ]
                 for run in row["runs"]
@@ -191,15 +207,13 @@ def move(
     Purposes are paths such as training, training/epoch-2 or tuning; unassigned is what
     no purpose has. Blocks of mode plan have none: their envelopes never move.
     """
-    from pft_ray.ledger import Ledger
     from pft_ray.ledger.filters import exact_amount, units_of_rho
-    from pft_ray.ledger.home import keys_dir, ledger_location
 
     if (fraction is None) == (rho is None):
         raise InputError(
             "Give one of --fraction and --rho.", "For example --fraction 0.1."
         )
-    opened = Ledger.open(ledger_location(ledger), keys_dir=keys_dir(), create=False)
+    opened = open_ledger(ledger)
     status = opened.block_status(block)
     if rho is not None:
         units = units_of_rho(rho)

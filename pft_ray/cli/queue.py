@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pft_ray.cli import examples, render
+from pft_ray.cli.opening import open_ledger
 from pft_ray.cli.options import JobArgument, JsonOption, LedgerOption, SetOption
 from pft_ray.errors import InputError
 
 if TYPE_CHECKING:
-    from pft_ray.ledger import Ledger, WaitingRun
+    from pft_ray.ledger import WaitingRun
 
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
@@ -21,16 +22,6 @@ WaitOption = Annotated[
     bool,
     typer.Option("--wait", help="Wait in the queue until it is the run's turn."),
 ]
-
-
-def open_ledger(url: str | None) -> Ledger:
-    """Opens the ledger that the command line names."""
-    from pft_ray.ledger import Ledger
-    from pft_ray.ledger.home import events_file, keys_dir, ledger_location
-
-    opened = Ledger.open(ledger_location(url), keys_dir=keys_dir(), create=False)
-    opened.observers.subscribe(events_file())
-    return opened
 
 
 def seconds(text: str) -> float:
@@ -136,6 +127,11 @@ def queue(
     fcfs: first come, first served. dpf: the smallest dominant share of a block goes
     first, and every run that arrives unlocks 1/N of each block that it asks for.
     """
+    if order == "dpf" and dpf_n is None:
+        raise InputError(
+            "--order dpf is given without --dpf-n.",
+            "Give the arrivals that unlock a block, for example --dpf-n 10.",
+        )
     if dpf_n is not None and order is None:
         raise InputError("--dpf-n is given without --order.", "Give --order dpf, too.")
     with open_ledger(ledger) as opened:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from pft_ray.cli import render
+from pft_ray.cli.opening import open_ledger
 from pft_ray.cli.options import JsonOption, LedgerOption, RunsOption
 from pft_ray.errors import InputError
 
@@ -55,10 +56,7 @@ def runs(
     as_json: JsonOption = False,
 ) -> None:
     """List the runs of the ledger and where their folders are. For the operator."""
-    from pft_ray.ledger import Ledger
-    from pft_ray.ledger.home import keys_dir, ledger_location
-
-    opened = Ledger.open(ledger_location(ledger), keys_dir=keys_dir(), create=False)
+    opened = open_ledger(ledger)
     rows = [
         {
             "run_id": run.run_id,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pft_ray.cluster.ledger_place import open_place
-from pft_ray.cluster.step_keys import check_roster, step_keys
+from pft_ray.cluster.step_keys import check_roster, common_sample_key, step_keys
 from pft_ray.crypto import derive_key, new_key
 from pft_ray.errors import (
     AttemptClosedError,
@@ -64,6 +64,8 @@ class _Attempt:
     granted: dict[int, int] = field(default_factory=dict)
     position: dict[str, Any] = field(default_factory=dict)
     served: dict[tuple[int, bytes], tuple[int, int]] = field(default_factory=dict)
+    # Of the last grant's steps: they are the same on all ranks.
+    sample_keys: dict[int, bytes] = field(default_factory=dict, repr=False)
 
     @property
     def charged(self) -> int:
@@ -226,6 +228,7 @@ class Coordinator:
                     return GrantReply("stop")
                 try:
                     current.granted[start] = self._charge(current, token, start, stop)
+                    current.sample_keys.clear()
                 except BudgetExhausted:
                     return GrantReply("exhausted")
             granted_stop = current.granted[start]
@@ -267,11 +270,17 @@ class Coordinator:
     def _keys(
         self, current: _Attempt, rank: int, start: int, stop: int
     ) -> tuple[StepKeys, ...]:
-        world, run = len(current.tokens), self._config.run_id
-        return tuple(
-            step_keys(self._plan, current.key, (run, current.number, step), rank, world)
-            for step in range(start, stop)
-        )
+        world, keys = len(current.tokens), []
+        for step in range(start, stop):
+            position = (self._config.run_id, current.number, step)
+            sample = current.sample_keys.get(step)
+            if sample is None:
+                sample = common_sample_key(self._plan, current.key, position)
+                current.sample_keys[step] = sample
+            keys.append(
+                step_keys(self._plan, current.key, position, rank, world, sample)
+            )
+        return tuple(keys)
 
     # -- looks ------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from pft_ray.ledger.postgres_url import is_postgres
 
 _SCHEME = "address-file:"
 # A restart of the database; less than a worker waits for its coordinator.
-_PATIENCE_S = 45.0
+PATIENCE_S = 45.0
 
 
 def hide_place(location: str, keys_dir: Path, run_id: str) -> str:
@@ -76,7 +76,7 @@ def open_place(place: str, keys_dir: str) -> Ledger:
         PftError: What else :meth:`Ledger.open` raises.
     """
     return Ledger.open(
-        read_place(place), keys_dir=Path(keys_dir), patience_s=_PATIENCE_S
+        read_place(place), keys_dir=Path(keys_dir), patience_s=PATIENCE_S
     )
 
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from pft_ray.accounting.calibration import largest_affordable
 from pft_ray.assurance.claims import collect_claims
 from pft_ray.cluster.filter_jobs import check_orders
+from pft_ray.cluster.ledger_place import PATIENCE_S
 from pft_ray.cluster.run_folder import RunFolder, new_run_id
 from pft_ray.config import build_job, load_job
-from pft_ray.errors import BudgetError
+from pft_ray.errors import BudgetError, PftError
 from pft_ray.ledger import FINAL_STATUSES, Ledger, ReservationClock, RhoShare
-from pft_ray.ledger.home import keys_dir, ledger_location
+from pft_ray.ledger.home import events_file, keys_dir, ledger_location
 from pft_ray.ledger.postgres_url import redacted
 from pft_ray.ledger.queue import time_limit_ms
 
@@ -33,6 +34,17 @@ if TYPE_CHECKING:
 _POLL_S = 0.5
 # A driver takes up no run that has one of these.
 NOT_TAKEN = (*FINAL_STATUSES, "waiting")
+
+
+def driver_ledger(location: str) -> Ledger:
+    """Opens a ledger as drivers use it: once open, they wait for it when it restarts.
+
+    What it refuses and reserves is told to the events in $PFT_HOME.
+    """
+    opened = Ledger.open(location, keys_dir=keys_dir(), create=False)
+    opened.be_patient(PATIENCE_S)
+    opened.observers.subscribe(events_file())
+    return opened
 
 
 def reserve_job(
@@ -70,7 +82,7 @@ def reserve_job(
         if ledger is not None
         else ledger_location(built.job.ledger.url, built.base_dir)
     )
-    with Ledger.open(location, keys_dir=keys_dir(), create=False) as opened:
+    with driver_ledger(location) as opened:
         opened.require(collect_claims(built.output_dir))
         if not wait:
             check_budget(opened, built)
@@ -142,7 +154,7 @@ def take_place(
             wait=wait,
         )
     except BaseException:
-        folder.discard()
+        _give_up(ledger, folder)
         raise
     folder.log_event(status, run_id=folder.run_id)
 
@@ -180,11 +192,24 @@ def wait_for_turn(
                     on_wait(rows[0])
                 time.sleep(_POLL_S)
     except BaseException:
-        ledger.queue.give_up(run_id)
-        folder.discard()
+        _give_up(ledger, folder)
         raise
     ledger.queue.check_takeable(run_id)
     folder.log_event("reserved", run_id=run_id)
+
+
+def _give_up(ledger: Ledger, folder: RunFolder) -> None:
+    """Takes a run back that will not be waited for, and its folder with it.
+
+    When the ledger does not answer, nobody knows what the run holds: its folder stays,
+    so that the next driver of the same plan continues it.
+    """
+    try:
+        ledger.queue.give_up(folder.run_id)
+    except PftError as error:
+        folder.log_event("not_given_up", code=error.code)
+        return
+    folder.discard()
 
 
 @contextmanager

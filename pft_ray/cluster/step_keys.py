@@ -36,12 +36,28 @@ def check_roster(plan: Plan, num_ranks: int) -> None:
         )
 
 
+def common_sample_key(
+    plan: Plan, attempt_key: bytes, position: tuple[str, int, int]
+) -> bytes:
+    """Returns the sampling key that all ranks share in a step; empty when none is.
+
+    Args:
+        plan: The run's plan.
+        attempt_key: Fresh 32 bytes, of this attempt alone.
+        position: (run id, attempt, step).
+    """
+    if plan.independent_workers > 1 or plan.owners is not None:
+        return b""
+    return derive_key(attempt_key, "sample", *position)
+
+
 def step_keys(
     plan: Plan,
     attempt_key: bytes,
     position: tuple[str, int, int],
     rank: int,
     world: int,
+    sample_key: bytes | None = None,
 ) -> StepKeys:
     """Returns what one rank needs for one step.
 
@@ -51,6 +67,7 @@ def step_keys(
         position: (run id, attempt, step).
         rank: The rank.
         world: Number of ranks of the attempt.
+        sample_key: :func:`common_sample_key` of the position, when it is at hand.
 
     Guarantee:
         Noise keys differ by share. Without owners the sampling key is equal on all
@@ -64,14 +81,13 @@ def step_keys(
     run, attempt, step = position
     parties = num_parties(plan, world)
     shares = assign_shares(plan.num_shares, parties, rank)
-    sample_key = b""
     served: tuple[int, ...] = ()
     if plan.independent_workers > 1:
         served = tuple(index for index, _ in shares)
-    elif plan.owners is None:
-        sample_key = derive_key(attempt_key, "sample", run, attempt, step)
-    else:
+    elif plan.owners is not None:
         served = owners_of_rank(rank, parties, len(plan.owners.members))
+    if sample_key is None:
+        sample_key = common_sample_key(plan, attempt_key, position)
     return StepKeys(
         attempt=attempt,
         step=step,

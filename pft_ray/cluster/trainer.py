@@ -21,6 +21,7 @@ from pft_ray.cluster.local import check_placement, ray_cluster
 from pft_ray.cluster.reservations import (
     NOT_TAKEN,
     check_budget,
+    driver_ledger,
     plan_document,
     take_place,
     wait_for_turn,
@@ -34,14 +35,16 @@ from pft_ray.cluster.run_folder import (
 from pft_ray.cluster.summary import write_results
 from pft_ray.config import BuiltJob, JobSpec, build_job, load_job
 from pft_ray.errors import PftError, ResumeError
-from pft_ray.ledger import Ledger
 from pft_ray.ledger.home import keys_dir, ledger_location
+from pft_ray.telemetry import EventTail
 from pft_ray.training.loop import merge_released
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pft_ray.ledger import WaitingRun
+    from pft_ray.ledger import Ledger, WaitingRun
+
+    OnEvent = Callable[[dict[str, Any]], None]
 
 _POLL_S = 0.5
 
@@ -73,6 +76,7 @@ class _Watch:
 
     status: dict[str, Any] = field(default_factory=dict)
     released: dict[int, int] = field(default_factory=dict)
+    tail: EventTail | None = None
 
     def see(self, status: dict[str, Any]) -> None:
         self.status = status
@@ -120,6 +124,7 @@ class PrivateTrainer:
         self._on_progress = on_progress
         self._num_workers = spec.cluster.workers
         self._on_wait = on_wait
+        self._on_event: OnEvent | None = None
 
     def fit(
         self,
@@ -128,6 +133,7 @@ class PrivateTrainer:
         new: bool = False,
         resume: str | None = None,
         wait: bool = False,
+        on_event: OnEvent | None = None,
     ) -> RunResult:
         """Runs the job to its end and returns the result.
 
@@ -137,6 +143,8 @@ class PrivateTrainer:
             resume: Run id to resume.
             wait: Wait in the ledger's queue until a new run can be reserved. Ray is
                 started after that.
+            on_event: Called with each line of the run's events.jsonl, about twice a
+                second: what was reserved, charged, spent or refused. For the operator.
 
         Where the job tolerates absences, as many workers are started as nodes hold
         within ``placement_timeout_s``. Those who are absent are the last ranks.
@@ -147,8 +155,8 @@ class PrivateTrainer:
             LedgerBehindError: The ledger is older than a position seen elsewhere.
             PftError: What else stops it, typed.
         """
-        job = self.built.job
-        ledger = Ledger.open(self.ledger_url, keys_dir=keys_dir(), create=False)
+        job, self._on_event = self.built.job, on_event
+        ledger = driver_ledger(self.ledger_url)
         ledger.require(collect_claims(self.built.output_dir))
         folder, resumed = self._choose_run(ledger, new=new, resume=resume)
         if not resumed and not wait:
@@ -202,7 +210,7 @@ class PrivateTrainer:
             The public facts of the run that would start.
         """
         job, plan = self.built.job, self.built.plan
-        ledger = Ledger.open(self.ledger_url, keys_dir=keys_dir(), create=False)
+        ledger = driver_ledger(self.ledger_url)
         ledger.require(collect_claims(self.built.output_dir))
         _, resumed = self._choose_run(ledger, new=False, resume=None)
         if not resumed:
@@ -258,8 +266,9 @@ class PrivateTrainer:
         plan = self.built.plan
         status = ledger.run_status(folder.run_id)
         checkpoint = latest_checkpoint(folder, status.checkpoints, plan.digest)
+        events = EventTail(folder.path / EVENTS_FILE, whole=not resumed)
+        watch = _Watch(tail=events)
         folder.log_event("resumed" if resumed else "started")
-        watch = _Watch({"attempts": status.num_attempts})
         place = hide_place(self.ledger_url, keys_dir(), folder.run_id)
         config = CoordinatorConfig(
             place,
@@ -281,6 +290,7 @@ class PrivateTrainer:
             stop_coordinator(folder.run_id)
             forget_place(place)
         folder.log_event("ended", status=outcome.status)
+        self._pass_on(watch)
         if outcome.error is not None:
             raise outcome.error
         return RunResult(
@@ -310,16 +320,19 @@ class PrivateTrainer:
                 status = call(actor, "status", timeout_s=_POLL_S)
             except PftError:
                 continue  # it is restarting; the workers wait for it themselves
-            if status["attempts"] != watch.status.get("attempts", 0):
-                folder.log_event(
-                    "attempt", number=status["attempts"], step=status["step"]
-                )
             watch.see(status)
+            self._pass_on(watch)
             if self._on_progress is not None:
                 self._on_progress(watch.status)
         if not box:
             return FitOutcome("died", None, "the worker group ended without a result")
         return box[0]
+
+    def _pass_on(self, watch: _Watch) -> None:
+        """Tells the caller what was appended to the run's events."""
+        if self._on_event is not None and watch.tail is not None:
+            for event in watch.tail.new():
+                self._on_event(event)
 
     def _end(self, actor: Any, outcome: FitOutcome, watch: _Watch) -> None:
         """Writes the run's end; a failed run stays open so that it can be resumed."""

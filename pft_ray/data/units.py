@@ -162,7 +162,10 @@ def registration_fingerprints(
         Two files with equal fingerprints put every record into the same block, for
         any salt and fraction: no record can be charged to one block of a split in
         one run and to the other block, which is taken to be disjoint, in the next.
-        The same holds for the blocks of owners, for any rule, and for those of windows.
+        The same holds for the blocks of owners, for any rule, for those of windows,
+        and for blocks that several of these columns decide together: without ids,
+        records of one content are fingerprinted with all of their values at once, so
+        that two of them cannot change a value with one another.
     """
     found: dict[str, NDArray[np.uint8]] = {}
     name = record_namespace(spec)
@@ -183,10 +186,36 @@ def registration_fingerprints(
         found[name] = _pair_fingerprints(name, table, spec, values, fingerprint_key)
     if spec.window_column is not None:
         name = window_namespace(spec)
-        moments = [moment_of(value) for value in table.columns[spec.window_column]]
-        values = [None if moment is None else str(moment) for moment in moments]
+        values = _deciding_value(
+            spec, spec.window_column, table.columns[spec.window_column]
+        )
+        found[name] = _pair_fingerprints(name, table, spec, values, fingerprint_key)
+    columns = deciding_columns(spec)
+    if spec.id is None and len(columns) > 1:
+        name = "together:" + "+".join(columns)
+        joint = [_deciding_value(spec, c, table.columns[c]) for c in columns]
+        values = [_together(parts) for parts in zip(*joint, strict=True)]
         found[name] = _pair_fingerprints(name, table, spec, values, fingerprint_key)
     return found
+
+
+def deciding_columns(spec: DataSpec) -> tuple[str, ...]:
+    """Returns the columns that decide a record's block or unit, sorted, each once."""
+    named = (spec.split_column, spec.owner, spec.window_column, spec.user)
+    return tuple(sorted({name for name in named if name not in (None, spec.id)}))
+
+
+def _deciding_value(
+    spec: DataSpec, column: str, values: Sequence[Any]
+) -> list[str | None]:
+    if column != spec.window_column:
+        return [key_text(value) for value in values]
+    moments = [moment_of(value) for value in values]
+    return [None if moment is None else str(moment) for moment in moments]
+
+
+def _together(parts: Sequence[str | None]) -> str:
+    return json.dumps(parts, ensure_ascii=True, separators=(",", ":"))
 
 
 def _fingerprints(name: str, values: Iterable[Any], key: bytes) -> NDArray[np.uint8]:

@@ -17,9 +17,9 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 from pft_ray.errors import (
+    BudgetError,
     LedgerBehindError,
     LedgerError,
-    PftError,
     VerificationError,
 )
 from pft_ray.ledger.entries import Body, Entry, make_entry
@@ -30,7 +30,7 @@ from pft_ray.ledger.observers import (
     refusal,
     spent_of,
 )
-from pft_ray.ledger.patience import is_ours_alone, until_back
+from pft_ray.ledger.patience import is_ours, until_back
 from pft_ray.ledger.state import LedgerState, advance, check, replay_row
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Chain:
     def __init__(self, store: Store, patience_s: float = 0.0) -> None:
         self.store = store
         self.observers = Observers()
-        self._patience_s = patience_s
+        self.patience_s = patience_s
         self._state = LedgerState()
         self._lock = threading.RLock()
         self._process = os.getpid()
@@ -88,7 +88,7 @@ class Chain:
     def reading(self) -> Iterator[LedgerState]:
         """Lends the state as the store has it now; the borrower changes nothing."""
         with self._locked():
-            until_back(self._catch_up, self._patience_s)
+            until_back(self._catch_up, self.patience_s)
             yield self._state
 
     def append(
@@ -113,8 +113,8 @@ class Chain:
                 then what the store holds.
 
         Guarantee:
-            However often the connection is lost meanwhile, a row under a fencing
-            epoch is appended at most once.
+            However often the connection is lost meanwhile, the row is appended at
+            most once, except one that takes an epoch.
         """
         tried: list[Entry] = []
         spent: dict[str, int] = {}
@@ -123,13 +123,12 @@ class Chain:
             with self._locked():
                 entry = until_back(
                     lambda: self._append(kind, build, also, tried, spent),
-                    self._patience_s,
+                    self.patience_s,
                 )
                 if entry is not None and self.observers:
                     told = events_of(entry, self._state, spent)
-        except PftError as error:
-            event = refusal(kind, error)
-            self.observers.tell([event] if event is not None else [])
+        except BudgetError as error:
+            self.observers.tell([refusal(kind, error)])
             raise
         # Nobody is told under the lock: a subscriber may ask the ledger.
         self.observers.tell(told)
@@ -165,7 +164,7 @@ class Chain:
 
     def _holds(self, entry: Entry) -> bool:
         """Whether the commit that was broken off made our row durable."""
-        if not is_ours_alone(entry) or self._state.position.sequence < entry.sequence:
+        if not is_ours(entry) or self._state.position.sequence < entry.sequence:
             return False
         with closing(self.store.rows_from(entry.sequence)) as rows:
             return bool(next(rows)[4] == entry.hash.encode())

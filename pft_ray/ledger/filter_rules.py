@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from pft_ray.accounting.filters import budget_units
 from pft_ray.accounting.renyi import ORDERS
 from pft_ray.errors import BudgetError, InputError
-from pft_ray.ledger.block_rules import check_definition
+from pft_ray.ledger.block_rules import check_definition, check_hex
 from pft_ray.ledger.budget import delta_value, epsilon_value
 from pft_ray.ledger.filter_records import Account, FilterBudget
 from pft_ray.ledger.records import Block
@@ -81,6 +81,7 @@ def advance_filter_block(state: LedgerState, entry: Entry) -> None:
 
 def check_move(state: LedgerState, body: Body) -> None:
     """Free rho moves from a purpose that has it to another, new or old."""
+    check_hex(body["blind"], "blind", 32)
     block = state.block(body["block"])
     budget_of(block)
     source, target = body["source"], body["target"]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pft_ray.accounting.events import check_count
 from pft_ray.accounting.filters import UNITS, budget_units
+from pft_ray.crypto import new_token
 from pft_ray.errors import BudgetError, InputError
 from pft_ray.ledger import bodies
 from pft_ray.ledger.budget import (
@@ -208,6 +209,8 @@ class FilterBlocks:
             "source": source,
             "target": target,
             "rho_units": natural(rho_units, "rho_units"),
+            # Tells this move from an equal one when its commit was broken off.
+            "blind": new_token().hex(),
         }
         entry = self._chain.append("move", lambda _: body)
         assert entry is not None  # build never gives None

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 from pft_ray.crypto import new_token
-from pft_ray.errors import InputError
+from pft_ray.errors import BudgetError, InputError
 from pft_ray.ledger import bodies, registration
 from pft_ray.ledger.chain import Chain
 from pft_ray.ledger.entries import Position
 from pft_ray.ledger.filters import FilterBlocks
 from pft_ray.ledger.joint import JointReservations
+from pft_ray.ledger.observers import refusal
 from pft_ray.ledger.opening import ledger_source, open_for_writing
 from pft_ray.ledger.patience import until_back
 from pft_ray.ledger.queue import LedgerQueue
@@ -96,6 +97,10 @@ class Ledger(LedgerReader):
             store.close()
             raise
         return cls(chain, keys_dir)
+
+    def be_patient(self, patience_s: float) -> None:
+        """Lets every later call wait that long for a database that went away."""
+        self._chain.patience_s = patience_s
 
     def close(self) -> None:
         """Closes the connection."""
@@ -202,8 +207,12 @@ class Ledger(LedgerReader):
     ) -> None:
         """Raises what :meth:`reserve` would raise now; reserves nothing."""
         body = bodies.reservation(new_token().hex(), "check", plan, envelopes)
-        with self._chain.reading() as state:
-            check(state, "reserve", body)
+        try:
+            with self._chain.reading() as state:
+                check(state, "reserve", body)
+        except BudgetError as error:
+            self.observers.tell([refusal("reserve", error)])
+            raise
 
     def reserve(
         self,

@@ -19,7 +19,6 @@ from pft_ray.telemetry import get_logger
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from pft_ray.errors import PftError
     from pft_ray.ledger.entries import Entry
     from pft_ray.ledger.records import Block
     from pft_ray.ledger.state import LedgerState
@@ -127,6 +126,10 @@ def events_of(
     kind = _EVENTS.get(entry.kind)
     if kind is not None:
         fields = {name: entry.body[name] for name in _FIELDS if name in entry.body}
+        if "envelopes" in entry.body:
+            fields["blocks"] = sorted({p["block"] for p in entry.body["envelopes"]})
+        if "runs" in entry.body:
+            fields["runs"] = [run["run_id"] for run in entry.body["runs"]]
         if entry.kind == "grant":
             run = state.run(entry.body["run_id"])
             fields["num_steps_max"] = run.num_steps_max
@@ -141,10 +144,8 @@ def events_of(
     return events
 
 
-def refusal(kind: str, error: PftError) -> BudgetEvent | None:
-    """Returns the event of an append that was refused; None when it was no refusal."""
-    if not isinstance(error, BudgetError):
-        return None
+def refusal(kind: str, error: BudgetError) -> BudgetEvent:
+    """Returns the event of something that the budget refused."""
     name = "exhausted" if isinstance(error, BudgetExhausted) else "refused"
     return BudgetEvent(name, {"what": kind, "code": error.code, **error.details})
 

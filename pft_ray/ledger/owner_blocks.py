@@ -93,7 +93,8 @@ def check_owner_cut(
         raise InputError(
             f"The data of block {block!r} were registered without the owners that "
             f"column {column!r} tells.",
-            "Register them under another name with the job that declares the owners.",
+            "Columns that cut blocks are fixed when data are first registered: cut "
+            "blocks without these owners.",
             {"block": block},
         )
 

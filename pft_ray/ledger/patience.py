@@ -38,11 +38,13 @@ def until_back(act: Callable[[], T], patience_s: float) -> T:
             time.sleep(_PAUSE_S)
 
 
-def is_ours_alone(entry: Entry) -> bool:
-    """Whether an equal row in the ledger can only be the one that we wrote.
+def is_ours(entry: Entry) -> bool:
+    """Whether an equal row in the ledger is as good as the one that we wrote.
 
-    A row under a run's fencing epoch is written by that epoch's owner alone. The row
-    that takes an epoch is not: two coordinators may try it in the same words, and
-    both would believe that they own the run.
+    A row under a run's fencing epoch is written by that epoch's owner alone; one that
+    takes or moves budget has random bits of its own; the others (a block, leaving, a
+    return) say the same whoever wrote them. The row that takes an epoch does not: two
+    coordinators may try it in the same words, and both would believe that they own
+    the run.
     """
-    return "epoch" in entry.body and entry.kind != "epoch"
+    return entry.kind != "epoch"

@@ -49,7 +49,8 @@ def refuse_impossible(state: LedgerState, job: Job) -> None:
     raise BudgetError(
         f"Run {job.name!r} asks for more of block {names[0]!r} than is not used yet: "
         "no waiting would help.",
-        "Ask for less, or create another block with `pft budget create`.",
+        "Ask for less, create another block with `pft budget create`, or move rho to a "
+        "purpose with `pft budget move`.",
         {"run_id": job.name, "impossible_blocks": names},
     )
 

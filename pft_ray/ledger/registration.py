@@ -157,7 +157,7 @@ def require_same(known: Dataset, body: Mapping[str, Any]) -> None:
         raise InputError(
             f"Data set {known.name!r} is registered with other data: by "
             f"{', '.join(known.namespaces)}, not by {', '.join(body['namespaces'])}.",
-            "Use the id, user, split and owner columns that it was registered with, or "
+            "Use the id, user, split, owner and window columns of the registration, or "
             "register it under another name.",
             {"dataset": known.name},
         )

@@ -61,7 +61,8 @@ def check_window(
         raise InputError(
             f"The data of block {block!r} were registered without the moments of "
             f"column {window['field']!r}.",
-            "Register them under another name with the job that declares the window.",
+            "Columns that cut blocks are fixed when data are first registered: cut "
+            "blocks without this window.",
             {"block": block},
         )
 

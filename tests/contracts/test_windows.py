@@ -133,3 +133,40 @@ def test_a_date_without_quotes_is_refused_with_the_cure(months):
     path.write_text(words)
     with pytest.raises(ConfigError, match="since is read as a date"):
         load_job(path)
+
+
+def test_two_mails_of_one_text_cannot_change_days_with_one_another(
+    tmp_path, monkeypatch
+):
+    """Each column by itself looks the same; together they decide other blocks."""
+    monkeypatch.setenv("PFT_HOME", str(tmp_path / "home"))
+    rows = [
+        {"text": f"mail {i}", "label": "ab"[i % 2], "sender": f"s{i}", "day": 5}
+        for i in range(40)
+    ]
+    window = {"field": "day", "since": 0, "until": 10}
+    job = job_of(
+        tmp_path / "job",
+        window,
+        "first",
+        data__split={"field": "sender", "window": window},
+        data__labels=["a", "b"],
+        data__id=None,
+        data__user=None,
+    )
+    pairs = []
+    for days in ((5, 15), (15, 5)):
+        twins = [
+            {"text": "twin", "label": "a", "sender": name, "day": day}
+            for name, day in zip(("one", "two"), days, strict=True)
+        ]
+        write_csv(job.parent / "data.csv", [*rows, *twins])
+        create_budget(job) if not pairs else None
+        pairs.append(prepared(job))
+    marginal = [
+        {k: v.tobytes() for k, v in p.fingerprints.items() if "+" not in k}
+        for p in pairs
+    ]
+    assert marginal[0] == marginal[1]
+    with pytest.raises(InputError, match="other data"):
+        create_budget(job)

@@ -100,3 +100,12 @@ def test_what_verbs_change_refuse_and_verify_is_in_the_events(home):
         "verified",
     ]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_refused_training_and_a_move_are_in_the_events(home):
+    job = next(home.glob("job.yaml"))
+    options = ["--set", "privacy.epsilon=400", "--json"]
+    assert pft("train", job, *options).code == 3
+    path = home / "home" / "events.jsonl"
+    last = json.loads(path.read_text().splitlines()[-1])
+    assert (last["event"], last["code"]) == ("refused", "budget-refused")

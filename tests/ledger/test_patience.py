@@ -14,7 +14,16 @@ from pft_ray.errors import (
 )
 from pft_ray.ledger import Ledger
 from pft_ray.ledger.postgres import PostgresStore
-from tests.ledger.builders import add_blocks, nonce, open_ledger, start_run, where
+from tests.ledger.builders import (
+    add_blocks,
+    make_envelopes,
+    make_plan,
+    nonce,
+    open_ledger,
+    start_run,
+    where,
+)
+from tests.ledger.filter_builders import FILTER, add_filter_blocks, purpose
 from tests.ledger.replaying import replay
 
 
@@ -115,3 +124,23 @@ def test_patience_ends(postgres, url):
         finally:
             postgres.start()
         assert ledger.position().sequence > 0
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_budget_is_taken_and_moved_once(patient, url, broken_commit, when):
+    """Rows without a fencing epoch: their own random bits tell them from others."""
+    add_filter_blocks(patient)
+    before, held = kinds(url), purpose(patient, "tuning").rho_units
+    broken_commit.append(when)
+    patient.filters.move(FILTER, "training", "tuning", 1000)
+    assert purpose(patient, "tuning").rho_units == held + 1000
+    plan = make_plan()
+    broken_commit.append(when)
+    patient.reserve("direct", plan, make_envelopes(plan))
+    broken_commit.append(when)
+    assert patient.queue.request("asked", plan, make_envelopes(plan)) == "reserved"
+    broken_commit.append(when)
+    patient.release_reservation("direct")
+    wanted = ["move", "reserve", "request", "admit", "release_reservation"]
+    assert kinds(url) == before + wanted
+    assert replay(url).position == patient.position()
