@@ -89,11 +89,12 @@ def measure_workers(card: Card, folder: Path, sizes: Sizes, grant: int) -> None:
         stop_coordinator("run")
     asked = f"{sizes.workers:,} workers, 1 step/s, grants of {grant}"
     goal = 10.0 if grant >= 10 else None
+    steps = -(-sizes.seconds // grant) * grant
     card.figures += [
         Figure(f"{asked}: coordinator's part of a core", 100 * used / elapsed, "%",
                at_most=goal),
-        Figure(f"{asked}: seconds for {sizes.seconds} steps", elapsed, "s",
-               at_most=1.05 * sizes.seconds),
+        Figure(f"{asked}: seconds for {steps} steps", elapsed, "s",
+               at_most=1.05 * steps),
         Figure(f"{asked}: latest request behind its time", late, "s"),
     ]  # fmt: skip
 

@@ -30,6 +30,11 @@ _REFUSED = {
         "one, so the guarantee would be about rows, not units",
         "Leave data.packing out, and lower data.max_length against padding.",
     ),
+    "privacy.relation": (
+        "privacy.relation is not a choice: every guarantee is about adding or removing "
+        "one unit; replace-one is not offered, since accountants disagree on it",
+        "Leave privacy.relation out. Replacing a unit is removing one and adding one.",
+    ),
 }
 _BOUNDS = {
     "greater_than": ("gt", "above"),

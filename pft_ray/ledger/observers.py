@@ -2,7 +2,8 @@
 
 Events are told after the fact: an entry's events when the entry is durable, a
 refusal's when nothing was written. A subscriber that raises is logged by its type and
-changes nothing. Every display, event file and metric of the budget is fed from here.
+changes nothing. Event files, and whatever counts what a budget was charged or refused,
+are fed from here.
 
 Events are for the operator. The number of charged steps may depend on the data, so
 what leaves the house is made from the plan and never from events.

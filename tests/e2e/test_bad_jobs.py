@@ -269,6 +269,7 @@ SETS = {
     "unknown": ("privacy.epsilonn=3", "key privacy.epsilonn", "mean 'epsilon'"),
     "bad-value": ("privacy.epsilon=three", "is 'three'", "number"),
     "not-yaml": ("privacy.epsilon=[", "--set privacy.epsilon is not valid", "line"),
+    "replace-one": ("privacy.relation=replace_one", "replace-one", "Leave privacy"),
     "no-such-phase": ("training.phases.2.steps=5", "'2' is no place", "from 0 to 1"),
 }
 

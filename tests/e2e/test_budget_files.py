@@ -109,3 +109,14 @@ def test_a_refused_training_and_a_move_are_in_the_events(home):
     path = home / "home" / "events.jsonl"
     last = json.loads(path.read_text().splitlines()[-1])
     assert (last["event"], last["code"]) == ("refused", "budget-refused")
+
+
+def test_replace_one_is_refused_and_the_ledger_stays_as_it_is(home):
+    job = next(home.glob("job.yaml"))
+    before = pft("budget", "history", "--json").json["entries"][0]
+    option = ["--set", "privacy.relation=replace_one", "--json"]
+    for verb in (("plan",), ("train",), ("budget", "create"), ("budget", "reserve")):
+        answer = pft(*verb, job, *option)
+        assert answer.code == 2
+        assert answer.json["error"]["code"] == "bad-config"
+    assert pft("budget", "history", "--json").json["entries"][0] == before
