@@ -178,17 +178,17 @@ def _show_one(row: dict[str, Any]) -> None:
         ("unit", row["unit"]),
     ]
     if row["filter"]:
-        render.print_facts([*rows, *filter_rows(row), ("burn-down", _bar(row))])
-        return
-    rows.extend(
-        (
-            name,
-            f"{row[name]:g}: reserved {row[f'reserved_{name}']:g}, used "
-            f"{row[f'used_{name}']:g}, left {row[f'remaining_{name}']:g}",
+        rows.extend(filter_rows(row))
+    else:
+        rows.extend(
+            (
+                name,
+                f"{row[name]:g}: reserved {row[f'reserved_{name}']:g}, used "
+                f"{row[f'used_{name}']:g}, left {row[f'remaining_{name}']:g}",
+            )
+            for name in ("epsilon", "delta")
         )
-        for name in ("epsilon", "delta")
-    )
-    rows.append(("runs", row["num_reservations"]))
+        rows.append(("runs", row["num_reservations"]))
     if row["num_waiting"]:
         rows.append(("waiting", row["num_waiting"]))
     if row["overlapping"]:
@@ -196,19 +196,25 @@ def _show_one(row: dict[str, Any]) -> None:
     if row["num_non_private"]:
         rows.append(("non-private runs", row["num_non_private"]))
     render.print_facts([*rows, ("burn-down", _bar(row))])
-    if row["burn_down"]:
-        render.print_table(
-            ["after run", f"took {row['burn_measure']}", "left", ""],
+    _show_burn_down(row)
+
+
+def _show_burn_down(row: dict[str, Any]) -> None:
+    """Prints what was left of a block after each run."""
+    if not row["burn_down"]:
+        return
+    render.print_table(
+        ["after run", f"took {row['burn_measure']}", "left", ""],
+        [
             [
-                [
-                    step["run_id"],
-                    f"{step['taken']:g}" + ("" if step["is_used"] else " (reserved)"),
-                    f"{step['left']:g}",
-                    "#" * round(_BAR * step["left"] / row["burn_whole"]),
-                ]
-                for step in row["burn_down"][-_MAX_RUNS:]
-            ],
-        )
+                step["run_id"],
+                f"{step['taken']:g}" + ("" if step["is_used"] else " (reserved)"),
+                f"{step['left']:g}",
+                "#" * round(_BAR * step["left"] / row["burn_whole"]),
+            ]
+            for step in row["burn_down"][-_MAX_RUNS:]
+        ],
+    )
 
 
 @app.command(epilog=examples.HISTORY)

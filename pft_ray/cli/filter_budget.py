@@ -121,9 +121,6 @@ def filter_rows(row: dict[str, Any]) -> list[tuple[str, str]]:
         )
         for item in rho["purposes"]
     ]
-    if row["overlapping"]:
-        words = ", ".join(row["overlapping"]) + " (losses add up)"
-        rows.append(("overlaps", words))
     return rows
 
 
