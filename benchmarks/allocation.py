@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from pft_ray.data.tokens import TokenTable
 
 SALTS = ("1", "2", "3")
-BOOSTS = (1.0, 1.5, 2.0)
+BOOSTS = (1.0, 2.0)
 # Rounds: which phase of the job, and how many of its steps.
 ROUNDS = ((0, 20), (0, 20), (1, 10), (1, 10))
 QUICK_ROUNDS = ((0, 2), (0, 2), (1, 1), (1, 1))
