@@ -61,6 +61,7 @@ MOVE = _lines(
 RESERVE = _lines(
     "pft budget reserve job.yaml",
     "pft budget reserve job.yaml --expires 30m --wait",
+    "pft budget reserve first.yaml --together second.yaml",
 )
 QUEUE = _lines("pft budget queue", "pft budget queue --order dpf --dpf-n 10")
 LEAVE = _lines("pft budget leave RUN")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -74,6 +75,14 @@ def reserve(
         ),
     ] = None,
     wait: WaitOption = False,
+    together: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="JOB",
+            help="Another job, declared with the first: both cost their joint price. "
+            "Repeatable.",
+        ),
+    ] = None,
     ledger: LedgerOption = None,
     set_: SetOption = None,
     as_json: JsonOption = False,
@@ -84,6 +93,9 @@ def reserve(
     time, counted by whoever watches the ledger: a coordinator or a waiting run.
     """
     expires_s = None if expires is None else seconds(expires)
+    if together:
+        _reserve_together([job, *together], (expires, wait), ledger, set_, as_json)
+        return
     from pft_ray.cluster.reservations import reserve_job
 
     result = reserve_job(
@@ -108,6 +120,39 @@ def reserve(
             markup=False,
         )
     out.print(f"Continue it with: pft train {job}", markup=False)
+
+
+def _reserve_together(
+    jobs: list[Path],
+    alone: tuple[str | None, bool],
+    ledger: str | None,
+    overrides: list[str] | None,
+    as_json: bool,
+) -> None:
+    if any(alone):
+        raise InputError(
+            "--together is given with --expires or --wait.",
+            "Runs that are declared together are reserved now and for good.",
+        )
+    from pft_ray.cluster.joint_runs import reserve_together
+
+    result = reserve_together(jobs, ledger=ledger, overrides=overrides)
+    if as_json:
+        render.print_json(result)
+        return
+    out = render.console()
+    for run in result["runs"]:
+        out.print(
+            f"Run {run['run_id']}: reserved; epsilon {run['epsilon']:.4g} by itself. "
+            f"Continue it with: pft train {run['job']}",
+            markup=False,
+        )
+    for block in result["blocks"]:
+        out.print(
+            f"Block {block['name']}: epsilon {block['epsilon']:g} for all of them, "
+            f"{block['epsilon_left']:g} left.",
+            markup=False,
+        )
 
 
 def queue(

@@ -154,7 +154,7 @@ def take_place(
             wait=wait,
         )
     except BaseException:
-        _give_up(ledger, folder)
+        give_up(ledger, folder)
         raise
     folder.log_event(status, run_id=folder.run_id)
 
@@ -192,13 +192,13 @@ def wait_for_turn(
                     on_wait(rows[0])
                 time.sleep(_POLL_S)
     except BaseException:
-        _give_up(ledger, folder)
+        give_up(ledger, folder)
         raise
     ledger.queue.check_takeable(run_id)
     folder.log_event("reserved", run_id=run_id)
 
 
-def _give_up(ledger: Ledger, folder: RunFolder) -> None:
+def give_up(ledger: Ledger, folder: RunFolder) -> None:
     """Takes a run back that will not be waited for, and its folder with it.
 
     When the ledger does not answer, nobody knows what the run holds: its folder stays,

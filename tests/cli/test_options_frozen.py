@@ -46,7 +46,8 @@ VERBS = {
         *("--ledger <>", "--json"),
     ],
     "budget reserve": [
-        *("JOB", "--expires <>", "--wait", "--ledger <>", "--set <>", "--json"),
+        *("JOB", "--expires <>", "--wait", "--together <>", "--ledger <>"),
+        *("--set <>", "--json"),
     ],
     "budget queue": ["--order <>", "--dpf-n <>", "--ledger <>", "--json"],
     "budget leave": ["RUN", "--ledger <>", "--json"],
