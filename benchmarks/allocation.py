@@ -283,9 +283,9 @@ def main() -> None:
         "of its own on one filter block of epsilon 3 and pays for its noise and for "
         "one look at the validation block, whose released accuracy is all that the "
         "next round's share may depend on. Boost 1 shares what is left evenly by "
-        "steps; a larger one gives a round after one without visible gain that many "
-        "times its even share, and a round after a gain that many times less. Scores "
-        "are exact: the mail is public.",
+        "steps; with a larger one a round after one without visible gain weighs that "
+        "many times more against those to come, and a round after a gain that many "
+        "times less. Scores are exact: the mail is public.",
         quick=given.quick,
     )
     with tempfile.TemporaryDirectory(prefix="pft-bench-") as folder:

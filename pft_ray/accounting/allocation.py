@@ -46,9 +46,10 @@ class Allocation:
     """How shares follow from what was released.
 
     Attributes:
-        boost: A round after a round without visible gain takes this many times its
-            even share, one after a round with gain this many times less. 1 is the
-            static allocation: what is left is shared evenly.
+        boost: A round after a round without visible gain weighs this many times what
+            it does by itself against the rounds after it, one after a round with gain
+            this many times less. 1 is the static allocation: what is left is shared
+            evenly.
     """
 
     boost: float = 2.0
@@ -75,18 +76,19 @@ class Allocation:
 
         Guarantee:
             0 <= share <= units_left, so that the shares of all rounds sum to at most
-            the budget whatever was released. The last round takes what is left.
+            the budget whatever was released. The last round takes what is left; no
+            other takes all of it.
         """
         left = check_count_or_zero(units_left, "units_left")
         weights = [check_count(weight, "A round's weight") for weight in weights_left]
         if not weights:
             raise PlanError("No round is left.", "Give the weights of those to come.")
-        if len(weights) == 1:
-            return left
-        even = Fraction(left) * weights[0] / sum(weights)
-        boost = Fraction(self.boost)
-        wanted = even * boost if _stalled(released) else even / boost
-        return min(left, math.floor(wanted))
+        mine, others = Fraction(weights[0]), Fraction(sum(weights[1:]))
+        if _stalled(released):
+            mine *= Fraction(self.boost)
+        else:
+            others *= Fraction(self.boost)
+        return math.floor(left * mine / (mine + others))
 
 
 def _stalled(released: Sequence[Released]) -> bool:

@@ -54,11 +54,12 @@ def test_a_stalled_round_raises_the_next_share_and_a_gain_lowers_it():
     gain = [Released(0.5, 0.01), Released(0.6, 0.01)]
     stall = [Released(0.6, 0.01), Released(0.61, 0.01)]
     loss = [Released(0.6, 0.01), Released(0.3, 0.01)]
-    assert allocation.share(1200, [1, 1, 1, 1], gain) == 150
-    assert allocation.share(1200, [1, 1, 1, 1], stall) == 600
-    assert allocation.share(1200, [1, 1, 1, 1], loss) == 600
-    assert allocation.share(1200, [1, 1], stall) == 1200
-    assert allocation.share(1200, [3, 1], gain) == 450
+    assert allocation.share(700, [1, 1, 1, 1], gain) == 100
+    assert allocation.share(500, [1, 1, 1, 1], stall) == 200
+    assert allocation.share(500, [1, 1, 1, 1], loss) == 200
+    assert allocation.share(300, [1, 1], stall) == 200
+    assert allocation.share(500, [3, 1], gain) == 300
+    assert allocation.share(500, [3], gain) == 500
 
 
 @settings(max_examples=25, deadline=None)

@@ -53,8 +53,8 @@ def allocate(*options):
 def test_a_gain_lowers_the_next_share_and_a_stall_raises_it(home):
     gained = allocate("--jobs-left", 4, "--after", "one", "--after", "two").json
     stalled = allocate("--jobs-left", 4, "--after", "two", "--after", "three").json
-    assert gained["rho_units"] == WHOLE // 8
-    assert stalled["rho_units"] == WHOLE // 2
+    assert gained["rho_units"] == WHOLE // 7
+    assert stalled["rho_units"] == WHOLE * 2 // 5
     assert allocate("--jobs-left", 1).json["rho_units"] == WHOLE
     assert gained["rho_left"] == WHOLE / UNITS
 
