@@ -83,6 +83,10 @@ def test_a_full_block_refuses_and_leaves_no_folder(job, ledger):
     assert len(list((job.parent / "runs").glob("*/plan.json"))) == 2
 
 
+def _listen():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def wait(*arguments) -> subprocess.Popen:
     """Starts a verb that waits, in a process of its own."""
     return subprocess.Popen(
@@ -96,6 +100,8 @@ def wait(*arguments) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A background job ignores Ctrl-C, and so would its children.
+        preexec_fn=_listen,
     )
 
 
