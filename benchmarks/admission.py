@@ -86,9 +86,9 @@ def simulate(order: Order, trace: list[Arrival]) -> Outcome:
     whole = (Fraction(1), Fraction(1))
     came = {}
     start = time.perf_counter()
-    for now, arrival in enumerate(trace):
+    for place, arrival in enumerate(trace):
         job = arrival.job
-        came[job.name] = now
+        came[job.name] = place
         for name in job.demand:
             supplies.setdefault(name, Supply(whole, whole, 0))
         if not is_possible(job, supplies):
@@ -101,7 +101,7 @@ def simulate(order: Order, trace: list[Arrival]) -> Outcome:
             waiting.remove(found)
             _charge(found, supplies)
             outcome.admitted.add(found.name)
-            outcome.waits.append(now - came[found.name])
+            outcome.waits.append(place - came[found.name])
             waiting = [w for w in waiting if is_possible(w, supplies)]
         outcome.longest_queue = max(outcome.longest_queue, len(waiting))
     outcome.elapsed_s = time.perf_counter() - start

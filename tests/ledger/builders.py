@@ -20,6 +20,21 @@ SPLIT = {"kind": "hash-split", "salt": "s", "validation_fraction": 0.2}
 URL_FILE = "ledger.url"
 TRAIN, VALIDATION = "mail-train", "mail-validation"
 
+# A driver that charges step after step, each told on stdout, until it is killed.
+CHARGE_UNTIL_KILLED = """
+    import os, sys
+    from pathlib import Path
+    from tests.ledger.builders import *
+
+    ledger = open_ledger(Path(sys.argv[1]))
+    epoch = ledger.take_epoch("run")
+    start = ledger.run_status("run").num_steps_charged
+    attempt = ledger.open_attempt("run", epoch, start, "coordinator-restart")
+    for step in range(start, 20_000):
+        ledger.charge_steps("run", epoch, attempt, step, step + 1, nonce(step))
+        os.write(1, f"{step + 1}\\n".encode())
+"""
+
 
 def make_plan(**changes: Any) -> Plan:
     """A plan of 10 + 10 steps in two phases, reserve 5, grants of at most 4."""

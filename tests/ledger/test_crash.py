@@ -18,7 +18,14 @@ from pft_ray.accounting.plan import Phase
 from pft_ray.ledger import Ledger, LedgerState
 from pft_ray.ledger.state import replay_row
 from pft_ray.ledger.store import Store
-from tests.ledger.builders import add_blocks, nonce, open_ledger, start_run, where
+from tests.ledger.builders import (
+    CHARGE_UNTIL_KILLED,
+    add_blocks,
+    nonce,
+    open_ledger,
+    start_run,
+    where,
+)
 from tests.ledger.replaying import replay
 
 ROOT = Path(__file__).parents[2]
@@ -135,21 +142,6 @@ def test_a_cut_copy_opens_and_goes_on(tmp_path):
         assert again.run_status("run").num_steps_charged == 2
 
 
-_CHARGE_UNTIL_KILLED = """
-    import os, sys
-    from pathlib import Path
-    from tests.ledger.builders import *
-
-    ledger = open_ledger(Path(sys.argv[1]))
-    epoch = ledger.take_epoch("run")
-    start = ledger.run_status("run").num_steps_charged
-    attempt = ledger.open_attempt("run", epoch, start, "coordinator-restart")
-    for step in range(start, 20_000):
-        ledger.charge_steps("run", epoch, attempt, step, step + 1, nonce(step))
-        os.write(1, f"{step + 1}\\n".encode())
-"""
-
-
 def test_a_kill_loses_no_acknowledged_charge(tmp_path):
     with open_ledger(tmp_path) as ledger:
         add_blocks(ledger)
@@ -157,7 +149,7 @@ def test_a_kill_loses_no_acknowledged_charge(tmp_path):
     charged = 0
     for kill in range(4):
         child = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(_CHARGE_UNTIL_KILLED), tmp_path],
+            [sys.executable, "-c", textwrap.dedent(CHARGE_UNTIL_KILLED), tmp_path],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": str(ROOT)},

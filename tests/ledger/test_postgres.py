@@ -30,6 +30,7 @@ from pft_ray.errors import (
 from pft_ray.ledger import Ledger, verify
 from pft_ray.ledger.store import Store
 from tests.ledger.builders import (
+    CHARGE_UNTIL_KILLED,
     add_blocks,
     fingerprints,
     live_through,
@@ -204,26 +205,16 @@ def test_a_killed_server_loses_no_acknowledged_charge(postgres, pg):
     assert all(isinstance(error, LedgerError) for error in failed)
 
 
-_CLIENT = """
-    import os, sys
-    from pathlib import Path
-    from tests.ledger.builders import *
-
-    ledger = open_ledger(Path(sys.argv[1]))
-    epoch = ledger.take_epoch("run")
-    start = ledger.run_status("run").num_steps_charged
-    attempt = ledger.open_attempt("run", epoch, start, "coordinator-restart")
-    for step in range(start, 20_000):
-        ledger.charge_steps("run", epoch, attempt, step, step + 1, nonce(step))
-        os.write(1, f"{step + 1}\\n".encode())
-"""
-
-
 def test_a_killed_client_loses_no_acknowledged_charge(postgres_place, pg):
     start_run(pg, **LONG)
     for kill in range(2):
         child = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(_CLIENT), postgres_place],
+            [
+                sys.executable,
+                "-c",
+                textwrap.dedent(CHARGE_UNTIL_KILLED),
+                postgres_place,
+            ],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
