@@ -14,6 +14,7 @@ from ray.exceptions import (
     ActorUnavailableError,
     GetTimeoutError,
     RayActorError,
+    RayError,
     RayTaskError,
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -30,6 +31,7 @@ NAMESPACE = "pft"
 _NODE = re.compile(r"node:(?!__).+")
 _RETRY_PAUSE_S = 0.2
 _TELL_EVERY_S = 0.2
+_PARK_POLL_S = 0.2
 _UNREACHABLE = (ActorDiedError, ActorUnavailableError, GetTimeoutError, RayActorError)
 
 
@@ -157,6 +159,16 @@ def call(
             time.sleep(_RETRY_PAUSE_S)
 
 
+def reply_if_there(sent: Any) -> Any:
+    """Returns a pending reply without waiting; None when it is not there, or lost."""
+    if not ray.wait([sent], timeout=0)[0]:
+        return None
+    try:
+        return ray.get(sent)
+    except RayError:
+        return None
+
+
 class CoordinatorClient:
     """One rank's line to the coordinator; its token is this incarnation's name."""
 
@@ -169,6 +181,8 @@ class CoordinatorClient:
         self._ahead: tuple[tuple[int, int, int], Any] | None = None
         self._unsettled: tuple[tuple[int, int, str], Any] | None = None
         self._told_at = -math.inf
+        self._told: Any = None
+        self._is_warned = False
 
     def _call(self, method: str, *args: Any, sent: Any = None) -> Any:
         with self._timed(method):
@@ -226,16 +240,37 @@ class CoordinatorClient:
         looks: set[int] = self._call("released_looks")
         return looks
 
-    def progress(self, attempt: int, start: int, step: int) -> None:
+    def progress(self, attempt: int, step: int) -> bool:
         """Tells, without waiting, that the attempt has made steps up to ``step``.
 
-        At most five times a second: it is for the operator's display alone.
+        At most five times a second: it is for the operator's display, and brings the
+        warning that a node is about to leave.
+
+        Returns:
+            That warning, from the last reply that has come.
         """
         now = time.monotonic()
         if now - self._told_at >= _TELL_EVERY_S:
             self._told_at = now
             with self._timed("progress"):
-                self._actor.progress.remote(attempt, start, step)
+                self._hear()
+                self._told = self._actor.progress.remote(attempt, step)
+        return self._is_warned
+
+    def _hear(self) -> None:
+        """Takes the reply to the last progress if it is there; it may be lost."""
+        if self._told is not None:
+            reply = reply_if_there(self._told)
+            self._is_warned = self._is_warned if reply is None else bool(reply)
+
+    def park(self, attempt: int, step: int) -> None:
+        """Waits at a boundary until the group is ended or is to go on."""
+        while self._call("park", attempt, self.rank, self.token, step):
+            time.sleep(_PARK_POLL_S)
+
+    def tell_step_times(self, step_times: list[dict[str, float]]) -> None:
+        """Tells what made-up records cost in each phase."""
+        self._call("tell_step_times", step_times)
 
     def checkpoint_registered(self, attempt: int, step: int, name: str) -> None:
         """Records, without waiting, that a checkpoint is registered.

@@ -10,19 +10,20 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pft_ray.cluster.attempts import Attempt
+from pft_ray.cluster.boundary import Boundary
+from pft_ray.cluster.faults import WORKER_RESTART, FaultCount, at_step
 from pft_ray.cluster.ledger_place import open_place
-from pft_ray.cluster.step_keys import check_roster, common_sample_key, step_keys
+from pft_ray.cluster.step_keys import check_roster
 from pft_ray.crypto import derive_key, new_key
 from pft_ray.errors import (
     AttemptClosedError,
     BudgetExhausted,
     GrantRefusedError,
-    RunFailedError,
 )
 from pft_ray.ledger import BudgetEvent, Position, ReservationClock
 from pft_ray.ledger.anchor import read_anchors, write_anchor
@@ -32,9 +33,6 @@ from pft_ray.training.loop import GrantReply, LookReply
 if TYPE_CHECKING:
     from pft_ray.training.step import StepKeys
 
-_FATAL_REPEATS = 2
-_UNPLANNED = ("worker-restart", "void-step")
-_AT = "-at-"
 _ALL = 1 << 40
 
 
@@ -50,27 +48,7 @@ class CoordinatorConfig:
     run_id: str
     anchor_path: str
     events_path: str = ""
-
-
-@dataclass
-class _Attempt:
-    """An open attempt; its key is in this process's memory and nowhere else."""
-
-    number: int
-    key: bytes = field(repr=False)
-    tokens: tuple[bytes, ...]
-    start: int
-    ended: bool = False
-    granted: dict[int, int] = field(default_factory=dict)
-    position: dict[str, Any] = field(default_factory=dict)
-    served: dict[tuple[int, bytes], tuple[int, int]] = field(default_factory=dict)
-    # Of the last grant's steps: they are the same on all ranks.
-    sample_keys: dict[int, bytes] = field(default_factory=dict, repr=False)
-
-    @property
-    def charged(self) -> int:
-        """One past the attempt's last charged step; its start before any."""
-        return max(self.granted.values(), default=self.start)
+    park_timeout_s: float = 60.0
 
 
 class Coordinator:
@@ -86,8 +64,10 @@ class Coordinator:
     def __init__(self, config: CoordinatorConfig) -> None:
         self._config = config
         self._ledger = open_place(config.ledger_url, config.keys_dir)
+        self._events: EventFile | None = None
         if config.events_path:
-            self._ledger.observers.subscribe(EventFile(Path(config.events_path)))
+            self._events = EventFile(Path(config.events_path))
+            self._ledger.observers.subscribe(self._events)
         self._time_limits = ReservationClock(self._ledger.queue, time.monotonic)
         self._require_anchor()
         self._epoch = self._ledger.take_epoch(config.run_id)
@@ -96,11 +76,18 @@ class Coordinator:
         self._plan = status.plan
         # Nobody else charges this run while the epoch is ours; the ledger checks.
         self._num_charged = status.num_steps_charged
-        self._attempt: _Attempt | None = None
+        self._attempt: Attempt | None = None
         self._lock = threading.Lock()
         self._stop = False
         self._looks: dict[int, int] = {}
-        self._faults = self._stored_faults()
+        self._faults = FaultCount(
+            str(entry.body["reason"])
+            for entry in self._ledger.history(_ALL, run_id=config.run_id)
+            if entry.kind == "attempt"
+        )
+        self._boundary = Boundary(config.park_timeout_s)
+        self._step_times: list[dict[str, float]] = []
+        self._scaling: dict[str, Any] = {}
         self._released: dict[int, int] = {}
         self._step = 0
         self._remember(self._ledger.position())
@@ -139,71 +126,34 @@ class Coordinator:
             if len(set(tokens)) != len(tokens):
                 raise GrantRefusedError("Two ranks have the same incarnation token.")
             check_roster(self._plan, len(tokens))
-            if self._is_repeated(tokens, start):
-                assert self._attempt is not None
-                return self._attempt.number
-            reason, position = self._name_reason(tokens, reason)
+            current = self._attempt
+            if current is not None and current.is_repeated(tokens, start):
+                return current.number
+            if current is not None and self._pass_on(current, tokens, start):
+                return current.number
+            reason, place = self._faults.name(current, tokens, reason)
             number = self._ledger.open_attempt(
                 self._config.run_id, self._epoch, start, reason
             )
             self._attempt = None
-            if position is not None:
-                self._faults[position] += 1
-            self._refuse_repeated_faults()
-            self._attempt = _Attempt(number, new_key(), tuple(tokens), start)
+            self._faults.add(place)
+            self._attempt = Attempt(number, new_key(), tuple(tokens), start)
+            if current is not None and set(tokens) == set(current.tokens):
+                self._boundary.reopened()
+            else:
+                self._boundary.leave()
             self._step = start
             return number
 
-    def _is_repeated(self, tokens: list[bytes], start: int) -> bool:
-        """The roster asks again, as a reply was lost; no key was handed out yet."""
-        current = self._attempt
-        return (
-            current is not None
-            and not current.ended
-            and not current.granted
-            and (current.tokens, current.start) == (tuple(tokens), start)
-        )
-
-    def _name_reason(self, tokens: list[bytes], reason: str) -> tuple[str, int | None]:
-        """Returns the reason for the ledger, and the place of an unplanned end.
-
-        A roster of new incarnations over an open attempt is a worker restart. The
-        place, how far the attempt was charged, goes into the reason, so that later
-        coordinators count it too.
-        """
-        current = self._attempt
-        if current is None or current.ended:
-            return reason, None
-        if not set(tokens) & set(current.tokens):
-            reason = "worker-restart"
-        if reason not in _UNPLANNED:
-            return reason, None
-        return f"{reason}{_AT}{current.charged}", current.charged
-
-    def _stored_faults(self) -> Counter[int]:
-        """Returns unplanned ends by place, as the ledger holds them."""
-        found: Counter[int] = Counter()
-        for entry in self._ledger.history(_ALL, run_id=self._config.run_id):
-            if entry.kind == "attempt":
-                _, at, step = str(entry.body["reason"]).partition(_AT)
-                if at:
-                    found[int(step)] += 1
-        return found
-
-    def _refuse_repeated_faults(self) -> None:
-        """Ends the run for good when one place ended it twice without a public cause.
-
-        What happens twice in the steps of one grant may be a record's doing; going
-        on, or not, would then tell of it.
-        """
-        for position, count in self._faults.items():
-            if count >= _FATAL_REPEATS:
-                raise RunFailedError(
-                    f"Workers ended without a public cause {count} times in the steps "
-                    f"charged up to step {position}.",
-                    "Nothing further is released. Look at the workers' logs, then "
-                    "start a new run with --new.",
-                )
+    def _pass_on(self, current: Attempt, tokens: list[bytes], start: int) -> bool:
+        """Lets a new roster continue the attempt after a planned resize."""
+        if not (self._boundary.takes_over(start) and current.can_pass(tokens, start)):
+            return False
+        before = len(current.tokens)
+        current.pass_to(tokens, start)
+        self._boundary.leave()
+        self._note("resized", step=start, num_workers=[before, len(tokens)])
+        return True
 
     def request(
         self, attempt: int, rank: int, token: bytes, start: int, stop: int
@@ -221,36 +171,30 @@ class Coordinator:
             current = self._attempt
             if current is None or current.number != attempt:
                 return GrantReply("closed")
-            self._check_incarnation(current, rank, token)
+            current.check_incarnation(rank, token)
+            current.check_order(rank, start)
             if start not in current.granted:
                 if self._stop:
                     current.ended = True
                     return GrantReply("stop")
+                if self._boundary.withhold(start):
+                    return GrantReply("boundary")
                 try:
                     current.granted[start] = self._charge(current, token, start, stop)
                     current.sample_keys.clear()
                 except BudgetExhausted:
                     return GrantReply("exhausted")
-            granted_stop = current.granted[start]
-            earlier = current.served.setdefault((rank, token), (start, granted_stop))
-            if earlier[0] > start:
-                raise GrantRefusedError(
-                    f"Rank {rank} asks for step {start} after step {earlier[0]}."
-                )
-            current.served[(rank, token)] = (start, granted_stop)
+            granted_stop = current.serve(rank, token, start)
             keys = self._keys(current, rank, start, granted_stop)
             return GrantReply("granted", keys, current.position)
 
-    @staticmethod
-    def _check_incarnation(current: _Attempt, rank: int, token: bytes) -> None:
-        if not 0 <= rank < len(current.tokens) or current.tokens[rank] != token:
-            raise GrantRefusedError(
-                f"Rank {rank} is not the incarnation that attempt "
-                f"{current.number} was opened for.",
-                "Open a new attempt.",
-            )
+    def _keys(
+        self, current: Attempt, rank: int, start: int, stop: int
+    ) -> tuple[StepKeys, ...]:
+        steps = range(start, stop)
+        return current.keys(self._plan, self._config.run_id, rank, steps)
 
-    def _charge(self, current: _Attempt, token: bytes, start: int, stop: int) -> int:
+    def _charge(self, current: Attempt, token: bytes, start: int, stop: int) -> int:
         """Makes the charge durable; returns the stop that the allowance allows."""
         left = self._plan.num_steps_max - self._num_charged
         stop = min(stop, start + left)
@@ -267,21 +211,6 @@ class Coordinator:
         self._remember(position, durable=False)
         return stop
 
-    def _keys(
-        self, current: _Attempt, rank: int, start: int, stop: int
-    ) -> tuple[StepKeys, ...]:
-        world, keys = len(current.tokens), []
-        for step in range(start, stop):
-            position = (self._config.run_id, current.number, step)
-            sample = current.sample_keys.get(step)
-            if sample is None:
-                sample = common_sample_key(self._plan, current.key, position)
-                current.sample_keys[step] = sample
-            keys.append(
-                step_keys(self._plan, current.key, position, rank, world, sample)
-            )
-        return tuple(keys)
-
     # -- looks ------------------------------------------------------------------
 
     def charge_look(
@@ -292,7 +221,7 @@ class Coordinator:
             current = self._attempt
             if current is None or current.number != attempt:
                 return LookReply("closed")
-            self._check_incarnation(current, rank, token)
+            current.check_incarnation(rank, token)
             try:
                 ordinal = self._ledger.charge_look(
                     self._config.run_id, self._epoch, f"step-{step}"
@@ -338,6 +267,7 @@ class Coordinator:
                 self._config.run_id, self._epoch, attempt, step, name
             )
             self._remember(position)
+            self._note_step(attempt, step)
 
     def _as_header(self, position: Position) -> dict[str, Any]:
         """Returns a position with the ledger's id, for checkpoint headers."""
@@ -355,11 +285,101 @@ class Coordinator:
         """Returns the keyed commitment of a registered data set, as hex."""
         return self._ledger.dataset(name).commitment
 
-    def progress(self, attempt: int, start: int, step: int) -> None:
-        """Notes that an attempt has made steps up to ``step``."""
-        if self._attempt is not None and attempt == self._attempt.number:
-            self._released[attempt] = step - start
+    def progress(self, attempt: int, step: int) -> bool:
+        """Notes that an attempt has made steps up to ``step``.
+
+        Returns:
+            Whether workers should save before their grant is over: a node leaves.
+        """
+        self._note_step(attempt, step)
+        return self._boundary.is_urgent
+
+    def _note_step(self, attempt: int, step: int) -> None:
+        """An attempt that was passed on counts from its own first step."""
+        current = self._attempt
+        if current is not None and attempt == current.number:
+            self._released[attempt] = step - current.start
             self._step = step
+
+    # -- planned resizes --------------------------------------------------------
+
+    def want_boundary(self, num_workers: int, *, is_urgent: bool = False) -> bool:
+        """Asks the workers to save and wait before their next grant.
+
+        Returns:
+            Whether a roster of that size can carry the plan's noise.
+        """
+        with self._lock:
+            try:
+                check_roster(self._plan, num_workers)
+            except GrantRefusedError:
+                return False
+            if not self._stop:
+                self._boundary.want(num_workers, is_urgent=is_urgent)
+            return True
+
+    def park(self, attempt: int, rank: int, token: bytes, step: int) -> bool:
+        """Rank 0 has saved ``step`` at a boundary and asks whether to wait on.
+
+        Returns:
+            False when the workers are to go on.
+        """
+        with self._lock:
+            current = self._attempt
+            if current is None or current.number != attempt:
+                return False
+            current.check_incarnation(rank, token)
+            if self._stop or step != current.charged:
+                self._boundary.leave()
+                return False
+            return self._boundary.park(step)
+
+    def approve_resize(self, num_workers: int) -> bool:
+        """Lets the worker group be ended for one of another size.
+
+        Guarantee:
+            Only while every charged step of the attempt is in a registered checkpoint
+            and no worker makes another. The next roster then continues the attempt
+            from there, so a planned resize makes no step twice.
+        """
+        with self._lock:
+            if self._stop or self._attempt is None:
+                return False
+            return self._boundary.approve(num_workers)
+
+    def give_up_boundary(self) -> None:
+        """Lets the workers go on as they are."""
+        with self._lock:
+            self._boundary.give_up()
+
+    def expect_new_roster(self, public_cause: str) -> None:
+        """Notes a public cause, such as a lost node, for the next change of roster."""
+        with self._lock:
+            self._faults.expect(public_cause)
+
+    def tell_step_times(self, step_times: list[dict[str, float]]) -> None:
+        """Takes what made-up records cost in each phase, in seconds."""
+        self._step_times = step_times
+
+    def tell_scaling(self, told: dict[str, Any]) -> None:
+        """Takes the newest scaling decision, for the operator's events and display."""
+        self._scaling = told
+        self._note("scaling", **told)
+
+    def scaling_view(self) -> dict[str, Any]:
+        """Returns what scaling decisions are made of; none of it is private."""
+        with self._lock:
+            return {
+                "step": self._step,
+                "num_steps_left": self._plan.num_steps_max - self._num_charged,
+                "step_times": self._step_times,
+                "boundary": self._boundary.to_dict(),
+                "is_stopping": self._stop,
+            }
+
+    def _note(self, kind: str, **fields: Any) -> None:
+        if self._events is not None:
+            self._events.write({"event": kind, **fields})
 
     def status(self) -> dict[str, Any]:
         """Returns what the display shows, nothing private; lets time limits pass."""
@@ -375,6 +395,7 @@ class Coordinator:
                 "attempts": run.num_attempts,
                 "released": dict(self._released),
                 "epoch": self._epoch,
+                "scaling": self._scaling,
             }
 
     def request_stop(self) -> None:
@@ -394,7 +415,7 @@ class Coordinator:
         with self._lock:
             current, self._attempt = self._attempt, None
             if died and current is not None and not current.ended:
-                reason = f"worker-restart{_AT}{current.charged}"
+                reason = at_step(WORKER_RESTART, current.charged)
                 self._ledger.open_attempt(
                     self._config.run_id, self._epoch, current.start, reason
                 )

@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
 Status = Literal["completed", "budget_exhausted", "interrupted", "failed"]
 
-_GRANTED, _STOP, _EXHAUSTED, _CLOSED, _ERROR = range(5)
+_GRANTED, _BOUNDARY, _STOP, _EXHAUSTED, _CLOSED, _ERROR = range(6)
 _CODES = {
     "granted": _GRANTED,
+    "boundary": _BOUNDARY,
     "stop": _STOP,
     "exhausted": _EXHAUSTED,
     "closed": _CLOSED,
@@ -44,14 +45,15 @@ class GrantReply:
     """The coordinator's answer to a request for steps.
 
     Attributes:
-        status: ``granted``, ``stop`` (the operator asked to stop), ``exhausted``
-            (T_max is used up) or ``closed`` (open a new attempt).
+        status: ``granted``, ``boundary`` (save and park: a resize is planned),
+            ``stop`` (the operator asked to stop), ``exhausted`` (T_max is used up) or
+            ``closed`` (open a new attempt).
         steps: Keys of the granted steps, in order; empty unless granted.
         position: The ledger's position at the charge, for a checkpoint's header;
             None unless granted.
     """
 
-    status: Literal["granted", "stop", "exhausted", "closed"]
+    status: Literal["granted", "boundary", "stop", "exhausted", "closed"]
     steps: tuple[StepKeys, ...] = ()
     position: Mapping[str, Any] | None = None
 
@@ -92,8 +94,15 @@ class Grants(Protocol):
     def released_looks(self) -> set[int]:
         """Returns the step counts whose look has a stored value."""
 
-    def progress(self, attempt: int, start: int, step: int) -> None:
-        """Tells, without waiting, that the attempt has made steps up to ``step``."""
+    def progress(self, attempt: int, step: int) -> bool:
+        """Tells, without waiting, that the attempt has made steps up to ``step``.
+
+        Returns:
+            Whether to save at once, as far as is known: a node is about to leave.
+        """
+
+    def park(self, attempt: int, step: int) -> None:
+        """Waits at a boundary, bounded, until the group is ended or is to go on."""
 
 
 @dataclass
@@ -126,6 +135,7 @@ class TrainingLoop:
         evaluate: Given a look's key, returns noisy counts; called on rank 0 only.
         phase: Index of the phase that was entered already, by a restored checkpoint;
             entering it again would start its optimiser afresh.
+        is_elastic: Whether ranks ask after each step if a node is about to leave.
     """
 
     plan: Plan
@@ -138,6 +148,9 @@ class TrainingLoop:
     saved: int = -1
     attempt: int = -1
     attempt_start: int = 0
+    is_elastic: bool = False
+    _is_warned: bool = False
+    _has_saved: bool = False
     _reopenings: int = 0
 
     def run(self, start: int, reason: str) -> LoopOutcome:
@@ -180,6 +193,9 @@ class TrainingLoop:
         if code == _CLOSED:
             self._open(start, "coordinator-restart")
             return _GRANTED
+        if code == _BOUNDARY:
+            self._park(start)
+            return _GRANTED
         if code != _GRANTED:
             return code
         try:
@@ -187,6 +203,7 @@ class TrainingLoop:
                 if keys.step == steps[-1].step:
                     self._ask_ahead(keys.step + 1)
                 self._make(keys, outcome)
+                self._save_if_warned(outcome.step)
         except VoidStepError as error:
             # Every rank saw the same headers, so every rank is here: nothing was
             # drawn or applied, the grant stays charged, its keys are dropped.
@@ -213,7 +230,35 @@ class TrainingLoop:
         outcome.released[self.attempt] = outcome.step - self.attempt_start
         self._reopenings = 0
         if self.grants.rank == 0:
-            self.grants.progress(self.attempt, self.attempt_start, outcome.step)
+            self._is_warned = self.grants.progress(self.attempt, outcome.step)
+
+    def _save_if_warned(self, step: int) -> None:
+        """Saves after the step at hand when a node is about to leave.
+
+        The rest of the grant is still made, since it is paid for; should the node be
+        quicker, no more than that is lost.
+        """
+        if not self.is_elastic:
+            return
+        is_new = self._is_warned and not self._has_saved
+        self._has_saved = self._is_warned
+        if self._agree(int(is_new)):
+            self._save(step)
+
+    def _park(self, step: int) -> None:
+        """Saves the last charged step and waits for the resize that is planned.
+
+        A resize ends this process; when none comes in time, the loop goes on.
+        """
+        self._save(step)
+        error: PftError | None = None
+        if self.grants.rank == 0:
+            try:
+                self.grants.park(self.attempt, step)
+            except PftError as problem:
+                error = problem
+        if self._agree(_GRANTED if error is None else _ERROR) == _ERROR:
+            raise error or RunFailedError("Rank 0 could not wait at a boundary.")
 
     def _enter(self, step: int) -> None:
         index, _ = self.plan.phase_at(step)

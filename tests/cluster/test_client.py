@@ -82,8 +82,13 @@ def test_a_checkpoints_row_is_waited_for_before_the_next_and_at_the_end(actor):
 def test_progress_is_told_at_most_five_times_a_second(actor, monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(actors.time, "monotonic", lambda: clock[0])
+    replies = iter([None, True, None, False])
+    monkeypatch.setattr(actors, "reply_if_there", lambda sent: next(replies))
     client = CoordinatorClient(actor, 0, TOKEN)
+    warned = []
     for step in range(100):
-        client.progress(1, 0, step)
+        warned.append(client.progress(1, step))
         clock[0] += 0.01
-    assert [args[2] for _, args in actor.sent] == [0, 20, 40, 60, 80]
+    changes = [s for s in range(1, 100) if warned[s] != warned[s - 1]]
+    assert changes == [40, 80], "a warning holds until a reply takes it back"
+    assert [args[1] for _, args in actor.sent] == [0, 20, 40, 60, 80]

@@ -100,8 +100,8 @@ class Client:
     def released_looks(self):
         return self._call("released_looks")
 
-    def progress(self, attempt, start, step):
-        self._call("progress", attempt, start, step)
+    def progress(self, attempt, step):
+        return self._call("progress", attempt, step)
 
 
 def run_loops(
@@ -230,7 +230,7 @@ def test_a_used_up_allowance_ends_the_run_with_what_it_has(host):
     for number, stop_at in enumerate((5, 4)):
 
         def stop(client, name, args, stop_at=stop_at):
-            if name == "progress" and args[2] == stop_at and client.rank == 0:
+            if name == "progress" and args[1] == stop_at and client.rank == 0:
                 client.host.coordinator.request_stop()
 
         outcomes, _, _, _ = run_loops(host, after=stop, evaluate=False)
@@ -247,7 +247,7 @@ def test_a_used_up_allowance_ends_the_run_with_what_it_has(host):
 
 def test_a_second_group_takes_over_and_pays_again(host):
     def die(client, name, args):
-        if name == "progress" and args[2] == 4:
+        if name == "progress" and args[1] == 4:
             client.host.coordinator.request_stop()
 
     run_loops(host, after=die)
@@ -307,7 +307,7 @@ def test_the_next_grant_is_asked_for_before_the_last_step_of_this_one(host):
 
     def note(client, name, args):
         if client.rank == 0 and name in ("request", "progress"):
-            order.append((name, args[3:] if name == "request" else args[2]))
+            order.append((name, args[3:] if name == "request" else args[1]))
 
     run_loops(host, before=note, evaluate=False)
     requests = [what for name, what in order if name == "request"]

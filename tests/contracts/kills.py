@@ -248,9 +248,9 @@ class Line:
     def released_looks(self):
         return self._call("released_looks")
 
-    def progress(self, attempt, start, step):
+    def progress(self, attempt, step):
         with self.host.lock:  # sent without waiting: it may be lost, never repeated
-            self.host.coordinator.progress(attempt, start, step)
+            return self.host.coordinator.progress(attempt, step)
 
     def checkpoint_registered(self, attempt, step, name):
         self._call("checkpoint_registered", attempt, step, name)

@@ -189,6 +189,7 @@ def set_stage(monkeypatch, stage: Stage | None = None) -> Stage:
         (trainer, "call", stage.call),
         (trainer, "_POLL_S", 0.02),
         (actors, "call", stage.call),
+        (actors, "reply_if_there", lambda _sent: None),
         (fit, "TorchTrainer", partial(_torch_trainer, stage)),
         (worker, "connect", lambda _run: stage.handle),
         (worker, "GlooCollective", partial(Collective, stage)),

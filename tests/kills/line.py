@@ -151,8 +151,9 @@ class Line:
     def released_looks(self):
         return self.call("released_looks")
 
-    def progress(self, attempt, start, step):
-        """For the display alone: not sent."""
+    def progress(self, attempt, step):
+        """For the display and for warnings of a leaving node: not sent."""
+        return False
 
     def checkpoint_registered(self, attempt, step, name):
         self.call("checkpoint_registered", attempt, step, name)

@@ -54,8 +54,8 @@ class FixedGrants:
     def ask_ahead(self, attempt, start, stop):
         pass
 
-    def progress(self, attempt, start, step):
-        pass
+    def progress(self, attempt, step):
+        return False
 
 
 def make_plan(*, adaptive=False):
