@@ -96,6 +96,12 @@ class PlacementError(InputError):
     code = "cannot-place"
 
 
+class ScalingError(InputError):
+    """Limits, prices or a policy of an elastic run contradict each other."""
+
+    code = "bad-scaling"
+
+
 class ResumeError(InputError):
     """The run that was named cannot be resumed."""
 

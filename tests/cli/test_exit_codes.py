@@ -22,6 +22,7 @@ CODES = {
     "ModelError": 2,
     "MissingExtraError": 2,
     "PlacementError": 2,
+    "ScalingError": 2,
     "ResumeError": 2,
     "UnknownBlockError": 2,
     "UnknownPurposeError": 2,
