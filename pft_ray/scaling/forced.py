@@ -90,7 +90,8 @@ def cheapen(outlook: Outlook) -> Decision:
     if len(sizes):
         size = pick_size(outlook, sizes)
         hourly = float(outlook.moves(np.array([size])).hourly[0])
-        if hourly < outlook.hourly_now:
+        # The sums are taken in another order: equal ones may differ in the last bit.
+        if hourly < outlook.hourly_now * (1 - 1e-9):
             return _shrink(outlook, size, "price-limit")
     return Hold(
         f"{snapshot.limits.floor} workers are needed and cost more than is allowed.",
