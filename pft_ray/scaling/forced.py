@@ -6,7 +6,6 @@ move keeps its last registered checkpoint and waits.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy as np
 from pft_ray.scaling.decision import Decision, Grow, Hold, Shrink
 from pft_ray.scaling.impact import Impact, assess
 from pft_ray.scaling.outlook import Outlook
-from pft_ray.scaling.pareto import cheapest_within
+from pft_ray.scaling.pareto import cheapest
 from pft_ray.scaling.placement import left_nodes, nodes_leaving, nodes_outside
 
 if TYPE_CHECKING:
@@ -91,7 +90,8 @@ def cheapen(outlook: Outlook) -> Decision:
     if len(sizes):
         size = pick_size(outlook, sizes)
         hourly = float(outlook.moves(np.array([size])).hourly[0])
-        if hourly < outlook.hourly_now:
+        # The sums are taken in another order: equal ones may differ in the last bit.
+        if hourly < outlook.hourly_now * (1 - 1e-9):
             return _shrink(outlook, size, "price-limit")
     return Hold(
         f"{snapshot.limits.floor} workers are needed and cost more than is allowed.",
@@ -105,18 +105,14 @@ def pick_size(outlook: Outlook, sizes: NDArray[np.int64]) -> int:
     Sizes beyond the limit of the price are taken only when there are no others, and
     then the smallest.
     """
-    moves = outlook.moves(sizes)
-    affordable = outlook.affordable(moves)
+    affordable = outlook.affordable(outlook.moves(sizes))
     if not affordable.any():
         return int(sizes[0])
-    weighed = outlook.weigh(moves)
-    picked = cheapest_within(
-        np.where(affordable, weighed.time_s, math.inf),
-        weighed.cost,
-        outlook.snapshot.limits.max_slowdown,
-        limit_s=outlook.time_limit_s,
-    )
-    return int(sizes[0 if picked is None else picked])
+    sizes = sizes[affordable]
+    weighed = outlook.weigh(outlook.moves(sizes))
+    acceptable = weighed.running_s <= outlook.bound_s(weighed.running_s)
+    acceptable &= weighed.time_s <= outlook.time_limit_s
+    return int(sizes[cheapest(weighed.time_s, weighed.cost, acceptable) or 0])
 
 
 def impact_of(outlook: Outlook, num_workers: int) -> Impact:

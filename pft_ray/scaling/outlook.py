@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pft_ray.scaling.pareto import cheapest_within
+from pft_ray.scaling.pareto import cheapest
 from pft_ray.scaling.placement import Prices, Supply, supply_of
 
 if TYPE_CHECKING:
@@ -49,11 +49,14 @@ class Weighed:
     """What choices come to until all steps that are left are made.
 
     Attributes:
+        running_s: Time of the steps of the phase under way alone. It does not depend
+            on where the run is now, which keeps decisions from swinging.
         time_s: Time, with starts and pauses.
         cost: Money, or node-hours when prices do not help.
         node_hours: Node-hours.
     """
 
+    running_s: NDArray[np.float64]
     time_s: NDArray[np.float64]
     cost: NDArray[np.float64]
     node_hours: NDArray[np.float64]
@@ -167,7 +170,12 @@ class Outlook:
         nodes = np.maximum(choices.num_nodes, self.num_nodes_now)
         cost = choices.start_s * hourly + working * choices.hourly
         node_s = choices.start_s * nodes + working * choices.num_nodes
-        return Weighed(choices.start_s + working, cost / HOUR_S, node_s / HOUR_S)
+        return Weighed(
+            phase.num_steps * seconds,
+            choices.start_s + working,
+            cost / HOUR_S,
+            node_s / HOUR_S,
+        )
 
     def pays_off(self, choices: Choices) -> NDArray[np.bool_]:
         """Says which larger sizes are worth their start before the budget ends.
@@ -193,6 +201,11 @@ class Outlook:
             gain = now - step_seconds(phase.step_time, choices.sizes)
             saved += (phase.num_steps - made) * np.maximum(0.0, gain)
         return np.asarray(saved >= choices.start_s + choices.pause_s)
+
+    def bound_s(self, running_s: NDArray[np.float64]) -> float:
+        """Returns (1 + max_slowdown) times the fastest of these running times."""
+        fastest = float(running_s.min()) if len(running_s) else math.inf
+        return fastest * (1 + self.snapshot.limits.max_slowdown) * (1 + 1e-12)
 
     def affordable(self, choices: Choices) -> NDArray[np.bool_]:
         """Says which choices keep to the limit of the price an hour."""
@@ -227,7 +240,7 @@ class Outlook:
 
     def _alone(self, phase: PhaseWork, moves: Choices) -> tuple[int, float]:
         times = phase.num_steps * step_seconds(phase.step_time, moves.sizes)
-        allowed = np.where(self.affordable(moves), times, math.inf)
-        slowdown = self.snapshot.limits.max_slowdown
-        index = cheapest_within(allowed, times * moves.hourly, slowdown) or 0
+        bound_s = self.bound_s(times[self.affordable(moves)])
+        acceptable = self.affordable(moves) & (times <= bound_s)
+        index = cheapest(times, times * moves.hourly, acceptable) or 0
         return index, float(times[index])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,26 +32,25 @@ def front(times: NDArray[np.float64], costs: NDArray[np.float64]) -> NDArray[np.
     return order[better]
 
 
-def cheapest_within(
+def cheapest(
     times: NDArray[np.float64],
     costs: NDArray[np.float64],
-    max_slowdown: float,
-    *,
-    limit_s: float = math.inf,
-    allowance_s: float = 0.0,
+    acceptable: NDArray[np.bool_],
 ) -> int | None:
-    """Returns the cheapest choice that is not much slower than the fastest.
+    """Returns the cheapest acceptable choice, or the fastest when none is acceptable.
 
-    The time may be at most (1 + max_slowdown) times that of the fastest choice plus
-    ``allowance_s``, and at most ``limit_s``. When nothing meets the limit, the fastest
-    is taken.
+    Among equally cheap ones the fastest is taken, and of equal ones the first.
+
+    Args:
+        times: Time of each choice; infinite ones are never taken.
+        costs: Cost of each choice, shape as ``times``.
+        acceptable: Which choices are fast enough.
 
     Returns:
         An index, or None when no choice has a finite time.
     """
+    on_front = front(np.where(acceptable, times, np.inf), costs)
+    if len(on_front):
+        return int(on_front[-1])
     on_front = front(times, costs)
-    if not len(on_front):
-        return None
-    bound = (1 + max_slowdown) * times[on_front[0]] + allowance_s
-    within = on_front[times[on_front] <= min(bound, limit_s)]
-    return int(within[-1] if len(within) else on_front[0])
+    return int(on_front[0]) if len(on_front) else None

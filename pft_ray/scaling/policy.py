@@ -8,9 +8,9 @@ Rules, in this order:
 3. Workers on nodes that were announced to leave, or outside the allowed regions, or
    more workers or a higher price than the limits allow: move or shrink at once, never
    below the floor.
-4. Else the choice: of all sizes that the slots allow, the cheapest whose time is
-   within (1 + max_slowdown) of the fastest and meets the deadline; see
-   :class:`~pft_ray.scaling.outlook.Outlook` for what time and cost hold.
+4. Else the choice: of all sizes that the slots allow, the cheapest that runs within
+   (1 + max_slowdown) of the fastest and meets the deadline; the fastest when none
+   does. See :class:`~pft_ray.scaling.outlook.Outlook` for what time and cost hold.
 5. A larger size must be worth its start before the budget ends
    (:meth:`~pft_ray.scaling.outlook.Outlook.pays_off`).
 6. Rest: ``min_interval_s`` after a resize, and none that saves less than
@@ -30,7 +30,7 @@ from pft_ray.scaling import forced
 from pft_ray.scaling.decision import Decision, Grow, Hold, Shrink
 from pft_ray.scaling.guard import Policy, guarded, load_policy
 from pft_ray.scaling.outlook import Outlook
-from pft_ray.scaling.pareto import cheapest_within
+from pft_ray.scaling.pareto import cheapest
 from pft_ray.scaling.placement import left_nodes, time_left_s
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ class _Choice:
         self._snapshot = outlook.snapshot
         self._moves = outlook.moves(outlook.sizes)
         moving, staying = outlook.weigh(self._moves), outlook.weigh(outlook.stay())
+        self._running = np.append(staying.running_s, moving.running_s)
         self._times = np.append(staying.time_s, moving.time_s)
         self._costs = np.append(staying.cost, moving.cost)
         self._sizes = np.append(self._snapshot.num_workers, self._moves.sizes)
@@ -108,7 +109,7 @@ class _Choice:
     def decision(self) -> Decision:
         """Returns the decision for a run that may choose freely."""
         possible = self._possible()
-        picked = self._pick(possible & self._worth_their_start())
+        picked = self._pick(possible, possible & self._worth_their_start())
         if picked == _STAY:
             return self._hold(self._pick(possible))
         saved = self._saved(picked)
@@ -143,18 +144,27 @@ class _Choice:
             return smaller
         return smaller | self._outlook.pays_off(self._moves)
 
-    def _pick(self, possible: NDArray[np.bool_]) -> int:
-        limits = self._snapshot.limits
-        picked = cheapest_within(
-            np.where(np.append(True, possible), self._times, math.inf),
-            self._costs,
-            limits.max_slowdown,
-            limit_s=self._outlook.time_limit_s,
+    def _pick(
+        self, possible: NDArray[np.bool_], allowed: NDArray[np.bool_] | None = None
+    ) -> int:
+        """Returns the cheapest acceptable of the allowed sizes, the present one too.
+
+        Acceptable is what runs within the bound and meets the deadline. The bound
+        comes from all possible sizes, and a resize away from an acceptable size must
+        keep to it with its pause, so that the next decision does not take it back.
+        """
+        may = np.append(True, possible if allowed is None else allowed)
+        bound_s = self._outlook.bound_s(self._running[np.append(True, possible)])
+        acceptable = (self._running <= bound_s) & (
+            self._times <= self._outlook.time_limit_s
+        )
+        if acceptable[_STAY]:
             # Near the end a pause is most of the time left; it is not held against
             # a smaller size there.
-            allowance_s=limits.resize_s if self._near_end else 0.0,
-        )
-        return picked or _STAY
+            pause_s = self._snapshot.limits.resize_s if self._near_end else 0.0
+            acceptable[1:] &= self._times[1:] <= bound_s + pause_s
+        times = np.where(may, self._times, math.inf)
+        return cheapest(times, self._costs, acceptable & may) or _STAY
 
     def _saved(self, picked: int) -> float:
         """Returns the part of time or cost left that is saved, the larger one."""
