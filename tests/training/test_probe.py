@@ -26,7 +26,7 @@ from pft_ray.training.step import Alone, PrivateStep, StepKeys
 from pft_ray.training.types import PrivateGrad
 from tests.training.tiny import LENGTH, VOCAB, loaded, random_table, spec_of
 
-ADAMW = OptimizerSpec("adamw", 0.01, num_steps=9)
+ADAMW = OptimizerSpec("adamw", 0.01, num_steps=9, weight_decay=0.1)
 PHASES = {
     "features": {"trainable": "head", "layers": (2,)},
     "hidden": {"trainable": "adapter+head", "layers": (2,)},
