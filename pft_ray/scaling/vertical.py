@@ -9,7 +9,7 @@ sampled, clipped, noised and charged stays as it is.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pft_ray.errors import InputError, PlacementError
@@ -171,7 +171,8 @@ def plan_vertical(
     """Chooses the fastest setting that fits; among equally fast ones the simplest.
 
     Simpler is: fewer threads, no checkpointing, the micro-batch that the job has, a
-    smaller micro-batch. Within 3 % of the fastest counts as equally fast.
+    smaller micro-batch. Within 3 % of the fastest counts as equally fast. Checkpointing
+    is chosen only where the setting does not fit without it.
 
     Args:
         profile: What was measured.
@@ -190,6 +191,7 @@ def plan_vertical(
     fitting = [m for m in profile.measurements if m.fits(cpus, memory_limit_bytes)]
     if not fitting:
         raise _nothing_fits(profile, cpus, memory_limit_bytes)
+    fitting = _without_needless_checkpointing(fitting, profile.current)
     fastest = min(fitting, key=lambda m: m.seconds_per_record)
     current = profile.at(profile.current)
     limit_s = (1 + TOLERANCE) * fastest.seconds_per_record
@@ -207,6 +209,24 @@ def plan_vertical(
         peak_bytes=chosen.peak_bytes,
         reason=_reason(chosen, fastest, profile, current_fits=current in fitting),
     )
+
+
+def _without_needless_checkpointing(
+    fitting: list[Measurement], current: Setting
+) -> list[Measurement]:
+    """Leaves out settings that run layers again although they fit without it.
+
+    Running a layer again takes time and gives nothing else than memory: where it was
+    measured as faster, the machine was busy with something else.
+    """
+    plain = {m.setting for m in fitting if not m.setting.gradient_checkpointing}
+    return [
+        m
+        for m in fitting
+        if m.setting == current
+        or not m.setting.gradient_checkpointing
+        or replace(m.setting, gradient_checkpointing=False) not in plain
+    ]
 
 
 def _complexity(setting: Setting, current: Setting) -> tuple[int, bool, bool, int]:

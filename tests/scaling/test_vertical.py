@@ -62,7 +62,10 @@ def test_a_plan_fits_and_is_never_slower_than_the_job(found, cpus, limit):
     plan = plan_vertical(found, cpus, limit)
     (chosen,) = (m for m in usable if m.setting == plan.setting)
     assert plan.peak_bytes == chosen.peak_bytes
-    best_s = min(m.seconds_per_record for m in usable)
+    plain_s = [
+        m.seconds_per_record for m in usable if not m.setting.gradient_checkpointing
+    ]
+    best_s = min(plain_s, default=chosen.seconds_per_record)
     assert chosen.seconds_per_record <= 1.03 * best_s * (1 + 1e-12)
     for mine in usable:
         if mine.setting == found.current:
@@ -72,18 +75,15 @@ def test_a_plan_fits_and_is_never_slower_than_the_job(found, cpus, limit):
 
 
 @given(PROFILES, st.integers(1, 8))
-def test_more_memory_and_cpus_never_make_it_slower(found, cpus):
-    def best_s(some_cpus, limit):
-        plan = plan_vertical(found, some_cpus, limit)
-        return found.at(plan.setting).seconds_per_record
-
-    for limit in (4 * GIB, 32 * GIB):
-        try:
-            small_s = best_s(cpus, limit)
-        except PlacementError:
-            continue
-        assert best_s(cpus, 2 * limit) <= 1.03 * small_s * (1 + 1e-12)
-        assert best_s(cpus + 1, limit) <= 1.03 * small_s * (1 + 1e-12)
+def test_layers_run_again_only_where_memory_asks_for_it(found, cpus):
+    try:
+        plan = plan_vertical(found, cpus, 8 * GIB)
+    except PlacementError:
+        return
+    if plan.gradient_checkpointing and plan.setting != found.current:
+        plain = Setting(plan.threads, plan.max_micro_batch)
+        other = found.at(plain)
+        assert other is None or other.peak_bytes is None or other.peak_bytes > 8 * GIB
 
 
 def test_the_fastest_that_fits():
@@ -109,11 +109,12 @@ def test_the_fastest_that_fits():
     [
         ([((1, 16, False), 1.02, 1), ((2, 16, False), 1.0, 1)], (1, 16, False)),
         ([((1, 16, True), 1.0, 1), ((1, 64, False), 1.02, 9)], (1, 64, False)),
+        ([((1, 16, True), 1.0, 1), ((1, 16, False), 1.9, 9)], (1, 16, False)),
         ([((1, 4, False), 1.0, 1), ((1, 16, False), 1.02, 2)], (1, 16, False)),
         ([((1, 64, False), 1.0, 9), ((1, 4, False), 1.02, 1)], (1, 4, False)),
         ([((1, 16, False), 1.04, 1), ((2, 16, False), 1.0, 1)], (2, 16, False)),
     ],
-    ids=["threads", "checkpointing", "as-it-is", "smaller", "too-slow"],
+    ids=["threads", "checkpointing", "busy-machine", "as-it-is", "smaller", "too-slow"],
 )
 def test_equally_fast_the_simplest(rows, chosen):
     assert plan_vertical(profile(*rows), 2).setting == Setting(*chosen)
