@@ -27,6 +27,10 @@ TRAIN = _lines(
     "pft train job.yaml --resume RUN",
     "pft train job.yaml --wait",
 )
+PROFILE = _lines(
+    "pft profile job.yaml",
+    "pft profile job.yaml --set cluster.workers=1 --json",
+)
 REPORT = _lines("pft report RUN", "pft report RUN --json > report.json")
 PREDICT = _lines(
     'pft predict RUN "Your parcel is on its way" "Win a prize now"',

@@ -12,6 +12,7 @@ import typer
 from pft_ray.cli import examples, render
 from pft_ray.cli.budget import app as budget_app
 from pft_ray.cli.plan import plan
+from pft_ray.cli.profile import profile
 from pft_ray.cli.runs import export, predict, report, runs
 from pft_ray.cli.setup import doctor, init, schema
 from pft_ray.cli.train import train
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 app.command(epilog=examples.PLAN)(plan)
 app.command(epilog=examples.TRAIN)(train)
+app.command(epilog=examples.PROFILE)(profile)
 app.command(epilog=examples.REPORT)(report)
 app.command()(runs)
 app.command(epilog=examples.PREDICT)(predict)

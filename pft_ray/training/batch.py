@@ -43,8 +43,15 @@ class TokenBatch:
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])
 
+    def take(self, rows: torch.Tensor) -> TokenBatch:
+        """Returns copies of the records at ``rows``, in that order."""
+        return self._at(rows)
+
     def at(self, rows: slice) -> TokenBatch:
         """Returns some of the records."""
+        return self._at(rows)
+
+    def _at(self, rows: slice | torch.Tensor) -> TokenBatch:
         parts: dict[str, Any] = {
             name: value[rows]
             for name, value in vars(self).items()

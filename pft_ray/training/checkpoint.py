@@ -11,6 +11,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -27,8 +28,6 @@ from pft_ray.training.headers import (
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import torch
 
 
 def write_checkpoint(
@@ -72,3 +71,38 @@ def read_checkpoint(
             f"The checkpoint {folder.name} has no readable state.",
             "Remove that folder; the run resumes from the checkpoint before it.",
         ) from None
+
+
+def part_of(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Returns the tensors whose names start with ``prefix``, named without it."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+@torch.no_grad()
+def put_back(
+    own: dict[str, torch.nn.Parameter],
+    stored: dict[str, torch.Tensor],
+    spared: set[str],
+) -> None:
+    """Copies a checkpoint's parameters into a model's own.
+
+    Args:
+        own: The model's parameters that training may have changed.
+        stored: The checkpoint's.
+        spared: Names that the checkpoint may leave out: nothing changed them.
+
+    Raises:
+        ResumeError: Names or shapes differ; nothing was copied.
+    """
+    fits = set(own) - spared <= set(stored) <= set(own)
+    if not fits or any(stored[n].shape != own[n].shape for n in stored):
+        raise ResumeError(
+            "The checkpoint holds other parameters than this model trains.",
+            "Resume with the job file it was made with, on a freshly loaded model.",
+        )
+    for name, value in stored.items():
+        own[name].copy_(value)

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 
 from pft_ray.errors import InputError, ResumeError
-from pft_ray.training.batch import TokenBatch, check_positions, synthetic_batch
+from pft_ray.training.batch import TokenBatch, check_positions
+from pft_ray.training.checkpoint import part_of, put_back
 from pft_ray.training.clip_norms import balance_of
 from pft_ray.training.clipping import OneUnitClipper, choose_clipper
 from pft_ray.training.memory import largest_micro_batch
 from pft_ray.training.optimizers import OptimizerSpec, PrivateOptimizer
+from pft_ray.training.phase_parts import PhaseParts
 from pft_ray.training.prefix import Level, PrefixCache
 from pft_ray.training.spec import moves_base
 from pft_ray.training.totality import run_totally
@@ -116,6 +118,19 @@ class LocalWork:
     def cache_level(self) -> Level:
         """What of the frozen part is kept in this phase: none, hidden or features."""
         return self._cache.level
+
+    def phase_parts(self) -> PhaseParts:
+        """Returns what this phase computes with, for probes; no record is in it."""
+        return PhaseParts(
+            model=self._model,
+            clipper=self._phase_clipper,
+            optimizer=self._phase_optimizer.spec,
+            trainable=str(self._trainable),
+            micro_batch=self.micro_batch,
+            length=self._table.max_length,
+            cache_level=self._cache.level,
+            cache_depth=self._cache.depth,
+        )
 
     def start_phase(
         self, trainable: str, optimizer: OptimizerSpec, clipping: Clipping = "flat"
@@ -221,12 +236,7 @@ class LocalWork:
                 f"{self._trainable!r}.",
                 "Start its own phase before loading it.",
             )
-        moments = {
-            name.removeprefix(_MOMENT): value
-            for name, value in tensors.items()
-            if name.startswith(_MOMENT)
-        }
-        self._phase_optimizer.load_state(moments, applied)
+        self._phase_optimizer.load_state(part_of(tensors, _MOMENT), applied)
 
     def evaluate_probabilities(self, table: TokenTable) -> NDArray[np.float32]:
         """Returns float32 (n, num_labels) class probabilities of a table's records.
@@ -299,9 +309,7 @@ class LocalWork:
         return total, torch.cat(norms)
 
     def _synthetic(self, num_records: int) -> TokenBatch:
-        causal = self._model.spec.task == "causal_lm"
-        length, size = self._table.max_length, self._model.vocab_size
-        return synthetic_batch(num_records, length, size, causal=causal)
+        return self._model.made_up(num_records, self._table.max_length)
 
     def _probe(self, num_records: int = 1) -> None:
         """Runs made-up records as real ones would run."""
@@ -343,22 +351,10 @@ class LocalWork:
         return choose(exact=False) if rough else found
 
     def _load_parameters(self, tensors: dict[str, torch.Tensor]) -> None:
-        stored = {
-            name.removeprefix(_PARAMETER): value
-            for name, value in tensors.items()
-            if name.startswith(_PARAMETER)
-        }
+        stored = part_of(tensors, _PARAMETER)
         own = dict(self._model.kept_parameters())
         spared = {n for n in own if not self._base_moved and self._model.is_base(n)}
-        fits = set(own) - spared <= set(stored) <= set(own)
-        if not fits or any(stored[n].shape != own[n].shape for n in stored):
-            raise ResumeError(
-                "The checkpoint holds other parameters than this model trains.",
-                "Resume with the job file it was made with, on a freshly loaded model.",
-            )
-        with torch.no_grad():
-            for name, value in stored.items():
-                own[name].copy_(value)
+        put_back(own, stored, spared)
         self._base_moved = any(self._model.is_base(name) for name in stored)
 
     def _evaluate(

@@ -7,6 +7,7 @@ what is charged changes: a micro-batch is only how many records run together.
 from __future__ import annotations
 
 import ctypes
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,11 @@ _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
 _GIB = 1 << 30
+
+
+def tells_peaks() -> bool:
+    """Returns whether this system tells how much memory a process took at most."""
+    return os.access(_CLEAR, os.W_OK) and os.access(_STATUS, os.R_OK)
 
 
 def peak_bytes(run: Callable[[], object]) -> int:

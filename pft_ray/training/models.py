@@ -13,6 +13,7 @@ from torch import nn
 
 from pft_ray.errors import ModelError
 from pft_ray.training.adapters import attach_adapters, write_adapters
+from pft_ray.training.batch import TokenBatch, synthetic_batch
 from pft_ray.training.classifier import TextClassifier
 from pft_ray.training.dropout import RecordDropout
 from pft_ray.training.families import entered, family_of, model_inputs, num_layers
@@ -21,8 +22,6 @@ from pft_ray.training.spec import LoraSpec, ModelSpec, moves_base
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    from pft_ray.training.batch import TokenBatch
 
 __all__ = [
     "HEAD_CONFIG",
@@ -83,6 +82,11 @@ class TrainedModel:
             if name.endswith("position_embeddings") and isinstance(part, nn.Embedding):
                 taken = 0 if part.padding_idx is None else part.padding_idx + 1
         return None if value is None else int(value) - taken
+
+    def made_up(self, num_records: int, length: int) -> TokenBatch:
+        """Returns records for probes that depend on public shapes alone."""
+        causal = self.spec.task == "causal_lm"
+        return synthetic_batch(num_records, length, self.vocab_size, causal=causal)
 
     def check_length(self, max_length: int) -> None:
         """Refuses records that are longer than the model takes.

@@ -56,6 +56,11 @@ class PrefixCache:
         """What is kept in this phase."""
         return self._level
 
+    @property
+    def depth(self) -> int:
+        """How many layers lie below what is kept at the level ``hidden``."""
+        return self._depth
+
     def start_phase(self, trainable: str) -> None:
         """Chooses what to keep; features of an earlier phase are dropped."""
         self.drop_features()
@@ -105,13 +110,10 @@ class PrefixCache:
         return self._depth < num_layers(self._model.stack, family)
 
     def _prefix_of(self, batch: TokenBatch) -> torch.Tensor:
-        assert self._model.family is not None
-        return run_prefix(self._model.stack, self._model.family, batch, self._depth)
+        return _hidden_of(self._model, batch, self._depth)
 
     def _features_of(self, batch: TokenBatch) -> torch.Tensor:
-        assert isinstance(self._model.module, TextClassifier)
-        with torch.no_grad():
-            return self._model.module.features(batch)
+        return _features_of(self._model, batch)
 
     def _probe(self) -> None:
         """Runs a made-up record through the whole backbone."""
@@ -133,6 +135,40 @@ class PrefixCache:
             for part, values in run_totally(usable, compute, self._probe):
                 store.put(part, values)
             store.known[members] = True
+
+
+def with_kept(
+    model: TrainedModel, batch: TokenBatch, level: Level, depth: int
+) -> TokenBatch:
+    """Returns made-up records with what a cache would keep of them; for probes.
+
+    Args:
+        model: The model.
+        batch: Records that are nobody's; nothing of them is kept here.
+        level: What is kept in the phase.
+        depth: Layers below it, for the level ``hidden``.
+    """
+    if level == "features":
+        return replace(batch, features=_widened(_features_of(model, batch)))
+    if level == "hidden":
+        hidden = _widened(_hidden_of(model, batch, depth))
+        return replace(batch, hidden=hidden, depth=depth)
+    return batch
+
+
+def _hidden_of(model: TrainedModel, batch: TokenBatch, depth: int) -> torch.Tensor:
+    assert model.family is not None
+    return run_prefix(model.stack, model.family, batch, depth)
+
+
+def _features_of(model: TrainedModel, batch: TokenBatch) -> torch.Tensor:
+    assert isinstance(model.module, TextClassifier)
+    with torch.no_grad():
+        return model.module.features(batch)
+
+
+def _widened(values: torch.Tensor) -> torch.Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 class _Store:

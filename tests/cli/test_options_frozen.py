@@ -18,6 +18,7 @@ VERBS = {
         *("JOB", "--address <>", "--new", "--resume <>", "--wait", "--set <>"),
         *("--ledger <>", "--dry-run", "--json"),
     ],
+    "profile": ["JOB", "--set <>", "--json"],
     "report": ["RUN", "--runs <>", "--json"],
     "runs": ["--runs <>", "--ledger <>", "--json"],
     "predict": ["RUN", "TEXT", "--file <>", "--runs <>", "--json"],
