@@ -60,9 +60,11 @@ def train(
                 on_wait=display.wait,
             )
             cluster = trainer.built.job.cluster
-            check_placement_before(
-                cluster.workers, cluster.cpus_per_worker, address or cluster.address
-            )
+            where = address or cluster.address
+            if cluster.file is None or where is not None:
+                check_placement_before(
+                    cluster.most_workers, cluster.cpus_per_worker, where
+                )
             if dry_run:
                 facts = trainer.check()
             else:

@@ -268,6 +268,10 @@ class CoordinatorClient:
         while self._call("park", attempt, self.rank, self.token, step):
             time.sleep(_PARK_POLL_S)
 
+    def knows_step_times(self) -> bool:
+        """Says whether made-up steps of this run were measured before."""
+        return bool(self._call("scaling_view")["step_times"])
+
     def tell_step_times(self, step_times: list[dict[str, float]]) -> None:
         """Tells what made-up records cost in each phase."""
         self._call("tell_step_times", step_times)

@@ -33,7 +33,6 @@ class Boundary:
             group is about to end).
         step: The planned step that the workers stopped before.
         num_workers: Size of the group that is wanted.
-        is_urgent: A node is about to leave: workers save before their grant is over.
     """
 
     patience_s: float = _PATIENCE_S
@@ -41,17 +40,15 @@ class Boundary:
     stage: Stage = "none"
     step: int = -1
     num_workers: int = 0
-    is_urgent: bool = False
     _since: float = field(default=0.0)
 
-    def want(self, num_workers: int, *, is_urgent: bool) -> None:
+    def want(self, num_workers: int) -> None:
         """Asks for a boundary; one that is under way is kept, with the new size."""
         if self.stage == "approved":
             return
         if self.stage == "none":
             self._move("wanted")
         self.num_workers = num_workers
-        self.is_urgent = self.is_urgent or is_urgent
 
     def withhold(self, step: int) -> bool:
         """Says whether the grant at ``step`` is withheld for a boundary.
@@ -101,7 +98,7 @@ class Boundary:
     def leave(self) -> None:
         """Ends the boundary: given up, or taken over."""
         self._move("none")
-        self.step, self.num_workers, self.is_urgent = -1, 0, False
+        self.step, self.num_workers = -1, 0
 
     def give_up(self) -> None:
         """Gives a resize up unless the group may be ending already."""
@@ -114,7 +111,6 @@ class Boundary:
             "stage": self.stage,
             "step": self.step,
             "num_workers": self.num_workers,
-            "is_urgent": self.is_urgent,
         }
 
     def _move(self, stage: Stage) -> None:

@@ -88,6 +88,7 @@ class Coordinator:
         self._boundary = Boundary(config.park_timeout_s)
         self._step_times: list[dict[str, float]] = []
         self._scaling: dict[str, Any] = {}
+        self._is_node_leaving = False
         self._released: dict[int, int] = {}
         self._step = 0
         self._remember(self._ledger.position())
@@ -292,7 +293,7 @@ class Coordinator:
             Whether workers should save before their grant is over: a node leaves.
         """
         self._note_step(attempt, step)
-        return self._boundary.is_urgent
+        return self._is_node_leaving
 
     def _note_step(self, attempt: int, step: int) -> None:
         """An attempt that was passed on counts from its own first step."""
@@ -303,7 +304,7 @@ class Coordinator:
 
     # -- planned resizes --------------------------------------------------------
 
-    def want_boundary(self, num_workers: int, *, is_urgent: bool = False) -> bool:
+    def want_boundary(self, num_workers: int) -> bool:
         """Asks the workers to save and wait before their next grant.
 
         Returns:
@@ -315,7 +316,7 @@ class Coordinator:
             except GrantRefusedError:
                 return False
             if not self._stop:
-                self._boundary.want(num_workers, is_urgent=is_urgent)
+                self._boundary.want(num_workers)
             return True
 
     def park(self, attempt: int, rank: int, token: bytes, step: int) -> bool:
@@ -361,10 +362,15 @@ class Coordinator:
         """Takes what made-up records cost in each phase, in seconds."""
         self._step_times = step_times
 
-    def tell_scaling(self, told: dict[str, Any]) -> None:
-        """Takes the newest scaling decision, for the operator's events and display."""
+    def warn_of_leaving(self, is_leaving: bool) -> None:  # noqa: FBT001 - a remote call
+        """Notes whether a node of the run is about to leave: workers then save."""
+        self._is_node_leaving = is_leaving
+
+    def tell_scaling(self, told: dict[str, Any], *, is_new: bool) -> None:
+        """Takes the last scaling decision for the display; a new one is an event."""
         self._scaling = told
-        self._note("scaling", **told)
+        if is_new:
+            self._note("scaling", **told)
 
     def scaling_view(self) -> dict[str, Any]:
         """Returns what scaling decisions are made of; none of it is private."""

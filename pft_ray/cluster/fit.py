@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import re
 import warnings
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from pft_ray.cluster.elastic import (
+    BoundaryPolicy,
+    ElasticTrainer,
+    controller_environment,
+)
+from pft_ray.cluster.elastic_settings import elastic_settings, region_selector
 from pft_ray.cluster.worker import WorkerSettings, train_worker
 from pft_ray.crypto import new_token
 from pft_ray.errors import PftError, RunFailedError
@@ -17,6 +24,7 @@ from pft_ray.errors import PftError, RunFailedError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from pft_ray.cluster.elastic_settings import ElasticSettings
     from pft_ray.cluster.run_folder import RunFolder
     from pft_ray.config import BuiltJob
 
@@ -64,24 +72,13 @@ def fit_workers(
         plan=built.plan.to_dict(),
         resume_from=str(resume_from) if resume_from else None,
         threads=max(1, int(cluster.cpus_per_worker)),
+        is_elastic=cluster.elastic is not None,
     )
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config=asdict(settings),
-        torch_config=TorchConfig(backend="gloo", timeout_s=_COLLECTIVE_TIMEOUT_S),
-        scaling_config=ScalingConfig(
-            num_workers=num_workers,
-            resources_per_worker={"CPU": cluster.cpus_per_worker},
-        ),
-        run_config=RunConfig(
-            # A name used twice would silently resume: every start has its own.
-            name=f"life-{new_token().hex()[:12]}",
-            storage_path=str(folder.checkpoints),
-            failure_config=FailureConfig(max_failures=cluster.max_failures),
-        ),
-    )
+    elastic = elastic_settings(built, folder.run_id) if cluster.elastic else None
+    trainer = _trainer(built, folder, asdict(settings), num_workers, elastic)
+    environment = nullcontext() if elastic is None else controller_environment()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), environment:
             warnings.simplefilter("ignore")
             result = trainer.fit()
     except Exception as problem:  # noqa: BLE001 - Ray raises many kinds; all end a run
@@ -97,11 +94,49 @@ def fit_workers(
     )
 
 
+def _trainer(
+    built: BuiltJob,
+    folder: RunFolder,
+    settings: dict[str, Any],
+    num_workers: int,
+    elastic: ElasticSettings | None,
+) -> TorchTrainer:
+    """Returns Ray Train's trainer, of a fixed size or under the run's own policy."""
+    cluster = built.job.cluster
+    size: Any = num_workers
+    if elastic is not None:
+        size = (elastic.limits.floor, elastic.limits.max_workers)
+        size = size[0] if size[0] == size[1] else size
+    scaling = ScalingConfig(
+        num_workers=size,
+        resources_per_worker={"CPU": cluster.cpus_per_worker},
+        label_selector=region_selector(cluster.regions),
+    )
+    arguments: dict[str, Any] = {
+        "train_loop_config": settings,
+        "torch_config": TorchConfig(backend="gloo", timeout_s=_COLLECTIVE_TIMEOUT_S),
+        "scaling_config": scaling,
+        "run_config": RunConfig(
+            # A name used twice would silently resume: every start has its own.
+            name=f"life-{new_token().hex()[:12]}",
+            storage_path=str(folder.checkpoints),
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
+        ),
+    }
+    if elastic is None:
+        return TorchTrainer(train_worker, **arguments)
+    policy = BoundaryPolicy(scaling, elastic)
+    return ElasticTrainer(train_worker, policy=policy, **arguments)
+
+
 def _typed(error: BaseException) -> PftError:
     """Returns what a worker raised on purpose, or the kind of failure."""
     for _, problem in _failures(error):
         if isinstance(problem, PftError):
             return problem
+    refused = getattr(error, "controller_failure", None)
+    if isinstance(refused, PftError):
+        return refused
     return RunFailedError(
         f"The worker group failed for good ({type(error).__name__}).",
         "operator.json says where; run the same command again to resume.",

@@ -320,14 +320,20 @@ def _ask_for_token() -> None:
     never does. What the user chose by RAY_AUTH_MODE is respected.
     """
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+    from ray.exceptions import AuthenticationError
 
     if os.environ.setdefault("RAY_AUTH_MODE", "token") != "token":
         return
     # This process may have read its settings before they were made.
     Config.initialize("")
-    if not AuthenticationTokenLoader.instance().has_token():
+    loader = AuthenticationTokenLoader.instance()
+    try:
+        found = loader.has_token()
+    except AuthenticationError:  # Ray's answer when there is none at all
+        found = False
+    if not found:
         _write_token(Path.home() / ".ray" / "auth_token")
-        AuthenticationTokenLoader.instance().reset_cache()
+        loader.reset_cache()
 
 
 def _write_token(place: Path) -> None:

@@ -32,6 +32,7 @@ from pft_ray.cluster.run_folder import (
     latest_checkpoint,
     new_run_id,
 )
+from pft_ray.cluster.run_nodes import check_live_regions, run_nodes
 from pft_ray.cluster.summary import write_results
 from pft_ray.config import BuiltJob, JobSpec, build_job, load_job
 from pft_ray.errors import PftError, ResumeError
@@ -186,14 +187,19 @@ class PrivateTrainer:
         """Finds or starts a cluster, reserves what is not reserved, and runs."""
         started = time.perf_counter()
         cluster = self.built.job.cluster
-        num_cpus = cluster.workers * cluster.cpus_per_worker
-        with ray_cluster(address or cluster.address, num_cpus=num_cpus):
-            self._num_workers = check_placement(
-                cluster.workers,
-                cluster.cpus_per_worker,
-                cluster.placement_timeout_s,
-                num_missing=cluster.tolerate_missing,
-            )
+        num_cpus = cluster.most_workers * cluster.cpus_per_worker
+        with (
+            run_nodes(self.built, address or cluster.address) as where,
+            ray_cluster(where, num_cpus=num_cpus),
+        ):
+            check_live_regions(self.built)
+            if cluster.elastic is None:
+                self._num_workers = check_placement(
+                    cluster.workers,
+                    cluster.cpus_per_worker,
+                    cluster.placement_timeout_s,
+                    num_missing=cluster.tolerate_missing,
+                )
             folder.acquire()
             if not reserved:
                 self._reserve(ledger, folder)
@@ -276,6 +282,7 @@ class PrivateTrainer:
             folder.run_id,
             str(self.built.output_dir / ANCHOR_FILE),
             str(folder.path / EVENTS_FILE),
+            self.built.job.cluster.park_timeout_s,
         )
         actor = start_coordinator(config, self.coordinator_class)
         try:

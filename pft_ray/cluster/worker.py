@@ -10,18 +10,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import ray
 import ray.train
 import torch
 
 from pft_ray.accounting.plan import Plan
 from pft_ray.cluster.actors import CoordinatorClient, connect
 from pft_ray.cluster.baseline import run_baseline
+from pft_ray.cluster.cluster_file import REGION_LABEL
 from pft_ray.cluster.collective import GlooCollective
 from pft_ray.cluster.inputs import Inputs, load_inputs
 from pft_ray.cluster.specs import model_spec, optimizer_spec
 from pft_ray.config import JobSpec, read_job
 from pft_ray.crypto import new_token
-from pft_ray.errors import ModelError, PftError, ResumeError, RunFailedError
+from pft_ray.errors import (
+    ModelError,
+    PftError,
+    PlacementError,
+    ResumeError,
+    RunFailedError,
+)
 from pft_ray.mechanisms import SampledGaussian
 from pft_ray.training.checkpoint import read_checkpoint, write_checkpoint
 from pft_ray.training.headers import CheckpointHeader
@@ -29,11 +37,14 @@ from pft_ray.training.local import LocalWork
 from pft_ray.training.looks import look
 from pft_ray.training.loop import LoopOutcome, TrainingLoop
 from pft_ray.training.models import TrainedModel, load_model
+from pft_ray.training.probe import expected_records, probe_phase, step_time
 from pft_ray.training.spec import moves_base
 from pft_ray.training.step import PrivateStep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_PROBE_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,7 @@ class WorkerSettings:
         plan: The plan as plain data.
         resume_from: Checkpoint folder to start from, or None.
         threads: Torch threads of a worker.
+        is_elastic: Whether the group may be resized.
     """
 
     run_id: str
@@ -57,6 +69,7 @@ class WorkerSettings:
     plan: dict[str, Any]
     resume_from: str | None
     threads: int
+    is_elastic: bool = False
 
 
 class Worker:
@@ -113,7 +126,10 @@ class Worker:
             plan=self.plan,
         )
         self.model: TrainedModel = load_model(model_spec(self.job, base_dir))
+        self._check_region()
         self._try_phases()
+        if self.settings.is_elastic and self.rank == 0:
+            self._measure_phases()
         self.work = LocalWork(
             self.model,
             self.inputs.train,
@@ -156,6 +172,45 @@ class Worker:
                     "Lower data.max_length: some models use positions for themselves.",
                 ) from None
 
+    def _check_region(self) -> None:
+        """Refuses to hold a shard where the job does not allow one."""
+        allowed = self.job.cluster.regions
+        if allowed is None:
+            return
+        labels = ray.get_runtime_context().get_node_labels()
+        region = labels.get(REGION_LABEL, "")
+        if region not in allowed:
+            raise PlacementError(
+                f"Rank {self.rank} is on a node of region {region or 'unknown'!r}; "
+                f"cluster.regions allows {', '.join(allowed)}.",
+                f"Label the nodes with {REGION_LABEL}, or add nodes of these regions.",
+            )
+
+    def _measure_phases(self) -> None:
+        """Measures made-up steps of every phase, once a run, for scaling decisions.
+
+        How long real steps take depends on their batches, so it is not looked at.
+        """
+        if self.client.knows_step_times():
+            return
+        work = LocalWork(
+            self.model,
+            self.inputs.train,
+            max_micro_batch=self.job.training.max_micro_batch,
+            memory_limit_bytes=self._memory_limit_bytes(),
+        )
+        records, times = expected_records(self.plan), []
+        for phase in self.job.training.phases:
+            optimizer = optimizer_spec(self.job.training, phase)
+            work.start_phase(phase.trainable, optimizer, phase.clipping)
+            probe = probe_phase(work, records / self.world, budget_s=_PROBE_S)
+            serial_s, parallel_s = step_time(probe, records, self.plan.num_shares)
+            keep_s = probe.seconds_to_keep * self.plan.size
+            times.append(
+                {"serial_s": serial_s, "parallel_s": parallel_s, "keep_s": keep_s}
+            )
+        self.client.tell_step_times(times)
+
     def _restore(self) -> int:
         """Loads the newest registered checkpoint; returns the steps it has."""
         registered = ray.train.get_checkpoint()
@@ -195,6 +250,7 @@ class Worker:
             checkpoint=self._checkpoint,
             evaluate=self._evaluate if looks else None,
             phase=self.phase,
+            is_elastic=self.settings.is_elastic,
         )
 
     def _evaluate(self, key: bytes) -> list[int]:

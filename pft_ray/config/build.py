@@ -312,7 +312,7 @@ def build_plan(job: JobSpec) -> tuple[Plan, float]:
         "fault_reserve": reserve,
         "delta": job.privacy.delta,
         "target_epsilon": _target(job),
-        "num_shares": training.noise_shares or job.cluster.workers,
+        "num_shares": training.noise_shares or job.cluster.most_workers,
         "grant_size": grant_size,
         "checkpoint_interval": interval,
         "relation_domain": "prepared" if prepared else "raw",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pft_ray.config.elastic import check_elastic
 from pft_ray.config.filters import check_filters
 from pft_ray.config.owners import check_absences, check_owners, check_sequential
 from pft_ray.config.users import check_users
@@ -28,6 +29,7 @@ def check_consistent(job: JobSpec) -> None:
         check_owners,
         check_sequential,
         check_absences,
+        check_elastic,
         _check_evaluation,
         _check_workers,
     ):
@@ -119,12 +121,12 @@ def _check_delta(key: str, delta: float, size_key: str, size: int) -> None:
 
 
 def _check_workers(job: JobSpec) -> None:
-    workers, shares = job.cluster.workers, job.training.noise_shares
+    workers, shares = job.cluster.most_workers, job.training.noise_shares
     if workers > job.data.num_train:
         raise ConfigError(
-            f"cluster.workers {workers} is more than the {job.data.num_train} "
-            f"{job.privacy.unit}s that data.num_train declares.",
-            "Lower cluster.workers.",
+            f"cluster.workers or max_workers {workers} is more than the "
+            f"{job.data.num_train} {job.privacy.unit}s that data.num_train declares.",
+            "Lower it.",
         )
     if shares is not None and shares < workers:
         raise ConfigError(

@@ -27,6 +27,7 @@ from pft_ray.config.base import (
 )
 from pft_ray.config.consistency import check_consistent
 from pft_ray.config.data_section import DataSection
+from pft_ray.config.elastic import ElasticSection, FaultsSection
 from pft_ray.config.filters import FilterSection
 from pft_ray.config.lora import LoraSection
 from pft_ray.config.owners import OwnersSection, check_mode
@@ -252,7 +253,7 @@ class ClusterSection(Section):
     """Workers and where they run; none of it changes the guarantee."""
 
     workers: Annotated[int, Field(ge=1, le=4096)] = Field(
-        1, description="Number of workers."
+        1, description="Number of workers; with elastic, to start with."
     )
     cpus_per_worker: Positive = Field(1.0, description="CPUs of each; 0.5 is allowed.")
     address: Text | None = Field(None, description="Ray address; default: local.")
@@ -265,6 +266,30 @@ class ClusterSection(Section):
     placement_timeout_s: Positive = Field(
         60.0, description="How long to wait for nodes that hold the workers."
     )
+    file: Text | None = Field(
+        None,
+        description="Ray cluster file: which nodes there may be. Without an address "
+        "its nodes are started on this machine for the run.",
+    )
+    regions: tuple[Name, ...] | None = Field(
+        None, min_length=1, description="Regions where workers may be, by node label."
+    )
+    elastic: ElasticSection | None = Field(
+        None, description="Sizes between which the worker group moves."
+    )
+    faults: FaultsSection | None = Field(
+        None, description="Public failure rates that set interval and reserve."
+    )
+
+    @property
+    def most_workers(self) -> int:
+        """The largest worker group that the job allows."""
+        return self.workers if self.elastic is None else self.elastic.max_workers
+
+    @property
+    def park_timeout_s(self) -> float:
+        """How long workers wait at a boundary for a planned resize."""
+        return self.elastic.park_timeout_s if self.elastic is not None else 0.0
 
 
 class LedgerSection(Section):

@@ -3,6 +3,7 @@
 from pft_ray.scaling.decision import Decision, Grow, Hold, Shrink
 from pft_ray.scaling.impact import Impact, assess
 from pft_ray.scaling.policy import Policy, decide, guarded, load_policy
+from pft_ray.scaling.prices import PriceTable, load_prices
 from pft_ray.scaling.snapshot import (
     ClusterSnapshot,
     Limits,
@@ -23,10 +24,12 @@ __all__ = [
     "NodeType",
     "PhaseWork",
     "Policy",
+    "PriceTable",
     "Shrink",
     "StepTime",
     "assess",
     "decide",
     "guarded",
     "load_policy",
+    "load_prices",
 ]

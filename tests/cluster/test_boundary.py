@@ -28,7 +28,7 @@ def boundary(clock):
 
 
 def parked_at(boundary, step):
-    boundary.want(2, is_urgent=False)
+    boundary.want(2)
     assert boundary.withhold(step)
     assert boundary.park(step)
     return boundary
@@ -42,14 +42,14 @@ def test_no_grant_is_withheld_unless_a_boundary_is_wanted(boundary):
 
 
 def test_every_rank_that_asks_for_the_step_is_withheld_and_no_other_step(boundary):
-    boundary.want(2, is_urgent=False)
+    boundary.want(2)
     assert boundary.withhold(4)
     assert boundary.withhold(4)
     assert not boundary.withhold(6)
 
 
 def test_only_a_parked_group_is_approved(boundary):
-    boundary.want(2, is_urgent=False)
+    boundary.want(2)
     assert not boundary.approve(2)
     boundary.withhold(4)
     assert not boundary.approve(2), "nothing is saved yet"
@@ -114,7 +114,7 @@ def test_a_roster_takes_over_only_where_workers_parked_after_the_last_wish(actio
     parked: set[int] = set()
     for name, step in actions:
         if name == "want":
-            boundary.want(step + 1, is_urgent=False)
+            boundary.want(step + 1)
         elif name == "withhold":
             boundary.withhold(step)
         elif name == "park":

@@ -194,13 +194,13 @@ def test_released_steps_of_a_kept_attempt_are_counted_over_its_rosters(coordinat
     assert coordinator.status()["released"] == {attempt: 6}
 
 
-def test_an_urgent_wish_is_told_with_the_next_progress(coordinator):
+def test_a_leaving_node_is_told_with_the_next_progress(coordinator):
     attempt = coordinator.open_attempt([A], 0, "start")
     coordinator.request(attempt, 0, A, 0, 3)
     assert coordinator.progress(attempt, 1) is False
-    coordinator.want_boundary(2, is_urgent=True)
+    coordinator.warn_of_leaving(True)
     assert coordinator.progress(attempt, 2) is True
-    coordinator.give_up_boundary()
+    coordinator.warn_of_leaving(False)
     assert coordinator.progress(attempt, 3) is False
 
 
@@ -218,7 +218,6 @@ def test_the_view_for_scaling_holds_nothing_private(coordinator):
             "stage": "none",
             "step": -1,
             "num_workers": 0,
-            "is_urgent": False,
         },
         "is_stopping": False,
     }

@@ -146,7 +146,7 @@ def test_every_section_is_found():
         "privacy",
         *("training", "training.phases.0", "training.phases.0.quantile"),
         *("privacy.owners", "privacy.owners.members.0", "privacy.filter"),
-        *("evaluation", "cluster", "ledger"),
+        *("evaluation", "cluster", "cluster.elastic", "cluster.faults", "ledger"),
     }
 
 
@@ -160,6 +160,10 @@ def with_key(place, key):
         job["privacy"] = {"mode": "owners", "owners": {"field": "sender"}}
         members = [{"name": n, "size": 150, "epsilon": 2.0} for n in "ab"]
         job["privacy"]["owners"]["members"] = members
+    if "elastic" in place:
+        job["cluster"]["elastic"] = {"max_workers": 2}
+    if "faults" in place:
+        job["cluster"]["faults"] = {"failures_per_node_hour": 0.1, "step_s": 1.0}
     if "window" in place:
         window = {"field": "day", "since": 0, "until": 9}
         job["data"]["split"] = {**job["data"].get("split", {}), "window": window}
