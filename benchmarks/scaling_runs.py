@@ -1,0 +1,459 @@
+"""One simulated run on a trace: elastic, static, or blind to privacy. Event-driven.
+
+All three share time, steps, checkpoints, losses and money; they differ in who decides
+and in what a resize does. Only the elastic one and the static one ask a ledger.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from traces import HOUR_S, NOTICE_S, REPAIR_S, Loss, Trace
+
+from pft_ray.scaling import (
+    ClusterSnapshot,
+    Decision,
+    Grow,
+    Limits,
+    Node,
+    NodeType,
+    PhaseWork,
+    Shrink,
+    StepTime,
+    decide,
+)
+
+POLL_S = 30.0
+RESIZE_S, RESTART_S, IDLE_S = 30.0, 20.0, 120.0
+BLIND_POLL_S = 60.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained: phases, grants, checkpoints, reserve."""
+
+    phases: tuple[PhaseWork, ...]
+    grant_size: int
+    checkpoint_interval: int
+    fault_reserve: int
+
+    @property
+    def num_steps(self) -> int:
+        return sum(phase.num_steps for phase in self.phases)
+
+    @property
+    def num_steps_max(self) -> int:
+        return self.num_steps + self.fault_reserve
+
+
+@dataclass
+class Outcome:
+    """What a run came to."""
+
+    finished: bool = False
+    time_s: float = 0.0
+    node_hours: float = 0.0
+    money: float = 0.0
+    executed: int = 0
+    charged: int = 0
+    again_planned: int = 0
+    again_lost: int = 0
+    resizes: int = 0
+    losses: int = 0
+    codes: dict[str, int] = field(default_factory=dict)
+
+
+class Run:
+    """The cluster and the step loop; subclasses decide.
+
+    Args:
+        trace: The trace.
+        job: The job.
+        limits: Of the elastic policy; the others use the maximum only.
+    """
+
+    poll_s = POLL_S
+    has_ledger = True
+
+    def __init__(self, trace: Trace, job: Job, limits: Limits) -> None:
+        self.trace, self.job, self.limits = trace, job, limits
+        self.outcome = Outcome()
+        self.now = 0.0
+        self.done = self.saved = self.grant_left = 0
+        self.step_left: float | None = None
+        self.num_workers = 0
+        self.held: dict[int, float] = {}  # place -> since when it is ready
+        self.busy: set[int] = set()  # places that hold workers
+        self.starting: list[float] = []  # when each node is ready
+        self.broken: dict[int, float] = {}
+        self.leaving: dict[int, float] = {}
+        self.paused_until = 0.0
+        self.last_resize: float | None = None
+        self.plan: tuple[int, tuple[int, ...]] | None = None
+        self._losses = list(reversed(trace.losses))
+        self._next_poll = 0.0
+
+    def run(self, patience_s: float) -> Outcome:
+        """Runs until all steps are made, the budget ends or patience does."""
+        while self.done < self.job.num_steps and self.now < patience_s:
+            self._advance(self._next_event())
+            if self.done >= self.job.num_steps or self._exhausted():
+                break
+            self._happen()
+        self.outcome.finished = self.done >= self.job.num_steps
+        self.outcome.time_s = self.now
+        return self.outcome
+
+    # what subclasses say
+
+    def poll(self) -> None:
+        """Decides something."""
+        raise NotImplementedError
+
+    def regroup(self) -> None:
+        """Goes on after a loss."""
+        raise NotImplementedError
+
+    # time
+
+    def _next_event(self) -> float:
+        times = [self._next_poll, *self.starting, *self.leaving.values()]
+        if self._losses:
+            times.append(self._losses[-1].time_s)
+        return max(self.now, min(times))
+
+    def _advance(self, until: float) -> None:
+        """Makes steps until then, or until something must be decided before."""
+        while self.now < until:
+            if self.now < self.paused_until:
+                self._pay(min(until, self.paused_until))
+                continue
+            if self.plan is not None and not self.grant_left and self.step_left is None:
+                self._resize()
+                continue
+            if not self.num_workers or not self._begin_step():
+                self._pay(until)
+                return
+            assert self.step_left is not None
+            stop = min(until, self.now + self.step_left)
+            self.step_left -= stop - self.now
+            self._pay(stop)
+            if self.step_left <= 1e-9:
+                self._end_step()
+                if self.done >= self.job.num_steps:
+                    return
+
+    def _begin_step(self) -> bool:
+        """Starts the next step; False when the ledger gives no more."""
+        if self.step_left is not None:
+            return True
+        phase, in_phase = self._phase()
+        if self.has_ledger and not self.grant_left:
+            left = self.job.num_steps_max - self.outcome.charged
+            grant = min(self.job.grant_size, phase.num_steps - in_phase, left)
+            if grant <= 0:
+                return False
+            self.outcome.charged += grant
+            self.grant_left = grant
+        self.step_left = phase.step_time.seconds(self.num_workers)
+        return True
+
+    def _end_step(self) -> None:
+        self.step_left = None
+        self.done += 1
+        self.outcome.executed += 1
+        self.grant_left = max(0, self.grant_left - 1)
+        phase, in_phase = self._phase()
+        if self.done % self.job.checkpoint_interval == 0 or not in_phase:
+            self.saved = self.done
+        if not in_phase and phase:
+            self._next_poll = self.now
+
+    def _phase(self) -> tuple[PhaseWork, int]:
+        before = 0
+        for phase in self.job.phases:
+            if self.done < before + phase.num_steps:
+                return phase, self.done - before
+            before += phase.num_steps
+        return self.job.phases[-1], 0
+
+    def _exhausted(self) -> bool:
+        spent = self.outcome.charged >= self.job.num_steps_max
+        return self.has_ledger and spent and not self.grant_left
+
+    def _pay(self, until: float) -> None:
+        while self.now < until:
+            stop = min(until, (math.floor(self.now / HOUR_S) + 1) * HOUR_S)
+            node_hours = (len(self.held) + len(self.starting)) * (stop - self.now)
+            node_hours /= HOUR_S
+            self.outcome.node_hours += node_hours
+            self.outcome.money += node_hours * (self.trace.price_at(self.now) or 0.0)
+            self.now = stop
+
+    # events
+
+    def _happen(self) -> None:
+        for place in [p for p, end in self.broken.items() if end <= self.now]:
+            del self.broken[place]
+        self._arrive()
+        while self._losses and self._losses[-1].time_s <= self.now:
+            self._hit(self._losses.pop())
+        for place in [p for p, end in self.leaving.items() if end <= self.now]:
+            del self.leaving[place]
+            self._lose(place)
+        if self._next_poll <= self.now:
+            self._next_poll = self.now + self.poll_s
+            self.poll()
+
+    def _arrive(self) -> None:
+        ready = [time for time in self.starting if time <= self.now]
+        self.starting = [time for time in self.starting if time > self.now]
+        for _ in ready:
+            # Those that are to leave come last: nobody starts on them by choice.
+            free = (p for p in range(self.trace.pool) if self._is_free(p))
+            place = next(free, None)
+            if place is not None:
+                self.held[place] = self.now
+        if ready:
+            self._next_poll = self.now
+
+    def _is_free(self, place: int) -> bool:
+        return place not in self.held and place not in self.broken
+
+    def _hit(self, loss: Loss) -> None:
+        if loss.place not in self.held:
+            return
+        if loss.announced:
+            self.leaving.setdefault(loss.place, self.now + NOTICE_S)
+            self._next_poll = self.now
+        else:
+            self.leaving.pop(loss.place, None)
+            self._lose(loss.place)
+
+    def _lose(self, place: int) -> None:
+        if place not in self.held:
+            return
+        del self.held[place]
+        self.broken[place] = self.now + REPAIR_S
+        self._next_poll = self.now
+        if place not in self.busy:
+            return
+        self.busy.discard(place)
+        self.outcome.losses += 1
+        self.outcome.again_lost += self._drop()
+        self.num_workers = 0
+        self.busy = set()
+        self.plan = None
+        self.paused_until = self.now + RESTART_S
+        self.regroup()
+
+    def _drop(self) -> int:
+        """Goes back to the last checkpoint; returns the steps to make again."""
+        again = self.done - self.saved
+        self.done = self.saved
+        self.grant_left, self.step_left = 0, None
+        return again
+
+    # changes
+
+    def ask(self, count: int) -> None:
+        """Asks for nodes, as many as other tenants leave."""
+        count = min(count, self.num_available)
+        self.starting += [self.now + self.trace.kind.start_s] * count
+
+    def give_back(self, places: tuple[int, ...]) -> None:
+        """Returns nodes at once."""
+        for place in places:
+            self.held.pop(place, None)
+            self.busy.discard(place)
+            self.leaving.pop(place, None)
+
+    def place(self, num_workers: int, among: list[int]) -> None:
+        """Puts workers on the first of these nodes."""
+        needed = -(-num_workers // self.trace.num_slots)
+        assert needed <= len(among)
+        self.busy = set(among[:needed])
+        self.num_workers = num_workers
+
+    @property
+    def num_available(self) -> int:
+        """Nodes that could be asked for now."""
+        mine = len(self.held) + len(self.starting)
+        unbroken = self.trace.pool - len(self.broken)
+        return max(0, min(self.trace.free_at(self.now), unbroken) - mine)
+
+    def _resize(self) -> None:
+        """Carries out the plan at the end of a grant: no step is lost."""
+        assert self.plan is not None
+        num_workers, leave = self.plan
+        self.plan = None
+        stay = [p for p in sorted(self.held) if p not in leave]
+        stay.sort(key=lambda place: (place in self.leaving, place not in self.busy))
+        if num_workers > len(stay) * self.trace.num_slots:
+            return  # a node was lost while the grant ended; decide again
+        self.outcome.again_planned += self.done - max(self.saved, self.done)
+        self.saved = self.done
+        self.place(num_workers, stay)
+        self.give_back(tuple(leave))
+        self.paused_until = self.now + RESIZE_S
+        self.last_resize = self.paused_until
+        self.outcome.resizes += 1
+        self._next_poll = self.paused_until
+
+
+class Elastic(Run):
+    """The policy of the package."""
+
+    def snapshot(self) -> ClusterSnapshot:
+        """Returns what the policy may see."""
+        price = self.trace.price_at(self.now)
+        slots, left = self.trace.num_slots, self.num_workers
+        nodes = []
+        order = sorted(self.held, key=lambda p: (p not in self.busy, p))
+        for place in order:
+            count = min(slots, left) if place in self.busy else 0
+            left -= count
+            until = self.leaving.get(place)
+            nodes.append(
+                Node(
+                    f"place-{place}",
+                    slots,
+                    count,
+                    price_per_hour=price,
+                    leaves_in_s=None if until is None else until - self.now,
+                )
+            )
+        kind = NodeType(
+            "node",
+            slots,
+            self.num_available,
+            price_per_hour=price,
+            start_s=self.trace.kind.start_s,
+        )
+        return ClusterSnapshot(
+            self.now,
+            self.num_workers,
+            self._work(),
+            self.job.num_steps_max - self.outcome.charged + self.grant_left,
+            tuple(nodes),
+            (kind,),
+            self.limits,
+            len(self.starting) * slots,
+            self.last_resize,
+        )
+
+    def poll(self) -> None:
+        if self.now < self.paused_until or self.plan is not None:
+            self._next_poll = max(self.paused_until, self.now + 5.0)
+            return
+        self.act(decide(self.snapshot()))
+
+    def regroup(self) -> None:
+        self.act(decide(self.snapshot()))
+
+    def act(self, decision: Decision) -> None:
+        """Does what was decided."""
+        codes = self.outcome.codes
+        codes[decision.code] = codes.get(decision.code, 0) + 1
+        if isinstance(decision, Grow) and decision.add:
+            self.ask(sum(count for _, count in decision.add))
+        elif isinstance(decision, Grow | Shrink):
+            leave = tuple(int(name.split("-")[1]) for name in decision.leave)
+            if self.num_workers:
+                self.plan = (decision.num_workers, leave)
+            else:
+                among = [p for p in sorted(self.held) if p not in self.leaving]
+                self.place(decision.num_workers, among)
+                self.paused_until = max(self.paused_until, self.now + RESTART_S)
+        else:
+            self._release_idle()
+
+    def _release_idle(self) -> None:
+        if not self.num_workers:
+            return
+        idle = [
+            place
+            for place, since in self.held.items()
+            if place not in self.busy and self.now - since >= IDLE_S
+        ]
+        self.give_back(tuple(idle))
+
+    def _work(self) -> tuple[PhaseWork, ...]:
+        done, left = self.done, []
+        for phase in self.job.phases:
+            made = min(done, phase.num_steps)
+            done -= made
+            left.append(PhaseWork(phase.num_steps - made, phase.step_time))
+        return tuple(left)
+
+
+class Static(Run):
+    """The largest size all the time, on nodes that nobody else may take.
+
+    All its nodes are there when the start of a node has passed, whatever the load is.
+    A lost node is replaced by a free one as fast as one starts; the run waits for it,
+    since its size is fixed. An announced loss is met with a checkpoint.
+    """
+
+    @property
+    def num_available(self) -> int:
+        return self.trace.pool - len(self.held) - len(self.broken)
+
+    @property
+    def size(self) -> int:
+        """Workers, all the time."""
+        return self.limits.max_workers
+
+    def poll(self) -> None:
+        if self.leaving:
+            self.saved = self.done
+        needed = -(-self.size // self.trace.num_slots)
+        missing = needed - len(self.held) - len(self.starting)
+        if missing > 0:
+            self.ask(missing)
+        if not self.num_workers and len(self.held) >= needed:
+            self.place(self.size, sorted(self.held))
+            self.paused_until = max(self.paused_until, self.now + RESTART_S)
+
+    def regroup(self) -> None:
+        self.poll()
+
+
+class Blind(Run):
+    """A plain elastic trainer: grows whenever a node is free, whatever is left to pay.
+
+    A resize stops the workers at once and goes on from the last checkpoint, as for a
+    failure. It keeps no ledger: steps that are made again are not counted.
+    """
+
+    poll_s = BLIND_POLL_S
+    has_ledger = False
+
+    def poll(self) -> None:
+        most = self.limits.max_workers
+        needed = -(-most // self.trace.num_slots)
+        missing = needed - len(self.held) - len(self.starting)
+        if missing > 0:
+            self.ask(missing)
+        size = min(most, len(self.held) * self.trace.num_slots)
+        if self.now < self.paused_until or size <= self.num_workers:
+            return
+        if self.num_workers:
+            self.outcome.again_planned += self._drop()
+            self.outcome.resizes += 1
+        self.place(size, sorted(self.held))
+        self.paused_until = self.now + RESIZE_S
+
+    def regroup(self) -> None:
+        size = min(self.limits.max_workers, len(self.held) * self.trace.num_slots)
+        if size >= self.limits.floor:
+            self.place(size, sorted(self.held))
+
+
+def step_times(num_workers: int) -> tuple[StepTime, StepTime]:
+    """Returns the head's and the adapter phase's step times for a run of this size."""
+    return (
+        StepTime(1.5, 0.03 * num_workers, 0.0),
+        StepTime(3.0, 3.0 * num_workers, 0.2 / num_workers),
+    )
