@@ -98,6 +98,7 @@ def main(path, how):
         "RAY_health_check_period_ms": "500",
         "RAY_health_check_timeout_ms": "1000",
         "RAY_health_check_failure_threshold": "5",
+        "RAY_health_check_initial_delay_ms": "1000",
     }
     with AutoscalingNodes(load_local_nodes(path), variables=settings) as nodes:
         pids = [process.pid for process in nodes.processes()]
