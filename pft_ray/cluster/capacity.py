@@ -112,19 +112,15 @@ def failed_launches() -> list[PendingNodes]:
     ]
 
 
-def impossible_requests() -> list[dict[str, float]]:
-    """Returns the standing requests that Ray's autoscaler finds it cannot meet.
+def requests_are_impossible() -> bool:
+    """Returns whether Ray's autoscaler finds that it cannot meet what is requested.
 
-    Each is given by its resources. While there is one, the autoscaler meets none of
-    the standing requests: more nodes than the maximum, or a label that no node type
-    has, lets also the nodes that other requests hold be taken away.
+    It meets all standing requests or none. One that asks for more nodes than the
+    maximum, or for a label that no node type has, voids those of everybody: nodes
+    that they hold are then taken away as idle. The answer is a round old (5 s, 1 s
+    for nodes of this machine).
     """
-    state = _status().autoscaling_state
-    return [
-        dict(request.request.resources_bundle)
-        for constraint in state.infeasible_cluster_resource_constraints
-        for request in constraint.resource_requests
-    ]
+    return bool(_status().autoscaling_state.infeasible_cluster_resource_constraints)
 
 
 def request_slots(

@@ -117,13 +117,15 @@ def load_cluster_file(path: str | Path) -> ClusterFile:
         )
     types = _node_types(place, document)
     room = sum(kind.max_nodes for kind in types if not kind.is_head)
+    room += len(provider.get("worker_ips") or ())
     max_nodes = _count(place, "max_workers", document.get("max_workers", room))
     wanted = sum(kind.min_nodes for kind in types)
+    wanted += _count(place, "min_workers", document.get("min_workers", 0))
     if wanted > max_nodes:
         raise ConfigError(
-            f"{place.name}: the node types keep {wanted} workers in any case, and "
+            f"{place.name}: min_workers keep {wanted} workers in any case, and "
             f"max_workers allows {max_nodes}.",
-            "Raise max_workers, or lower min_workers of a node type.",
+            "Raise max_workers, or lower min_workers.",
             {"min_workers": wanted, "max_workers": max_nodes},
         )
     idle_minutes = _number(
@@ -150,6 +152,13 @@ def load_local_nodes(path: str | Path) -> ClusterFile:
     _known(file.path, file.document, _KEYS, "")
     for name, fields in file.document["available_node_types"].items():
         _known(file.path, fields, _TYPE_KEYS, f"available_node_types.{name}.")
+        if "memory" in (fields.get("resources") or {}):
+            # Ray's provider of such nodes fails on it, at every launch.
+            raise ConfigError(
+                f"{file.path.name}: available_node_types.{name}.resources.memory "
+                "cannot be set where nodes share one machine.",
+                "Leave it out: each node then states the memory of the machine.",
+            )
     _known(file.path, file.document["provider"], {"type"}, "provider.")
     if file.document.get("head_node_type") != HEAD_TYPE:
         raise ConfigError(
@@ -193,6 +202,9 @@ def _read(place: Path) -> dict[str, Any]:
 
 
 def _node_types(place: Path, document: dict[str, Any]) -> tuple[NodeType, ...]:
+    if document["provider"]["type"] == "local":
+        # Ray makes up one node type for a fixed list of machines.
+        return ()
     declared = document.get("available_node_types", {})
     head = document.get("head_node_type")
     if not isinstance(declared, dict):

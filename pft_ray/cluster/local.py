@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray._private import worker
 
 from pft_ray.cluster.actors import NAMESPACE
 from pft_ray.cluster.placement import check_reachable
@@ -79,6 +80,7 @@ def ray_cluster(
         options["address"] = address
     if working_dir is not None:
         options["runtime_env"] = {"env_vars": {"PYTHONPATH": working_dir}}
+    _hush_ray()
     try:
         ray.init(**options)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -93,6 +95,20 @@ def ray_cluster(
         ray.shutdown()
         if temp_dir is not None:
             shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+def _hush_ray() -> None:
+    """Stops Ray from printing errors of the cluster, such as a node's death.
+
+    Ray prints them to standard output, where a program may read our JSON, with the
+    last lines of its own log, and does so whatever ``log_to_driver`` says. It has no
+    other use for what is replaced while that is off.
+    """
+    worker.print_to_stdstream = _say_nothing
+
+
+def _say_nothing(*_: Any, **__: Any) -> None:
+    """Takes the place of what prints the errors."""
 
 
 def check_placement(

@@ -141,6 +141,7 @@ def drop_head(document):
         (lambda d: d["provider"].update(region="x"), "provider.region is not known"),
         (lambda d: slot(d).update(resources={"CPU": "one"}), "resources.CPU is 'one'"),
         (lambda d: slot(d).update(resources=[1]), "are mappings"),
+        (lambda d: slot(d)["resources"].update(memory=1 << 31), "share one machine"),
         (lambda d: slot(d).update(labels=["spot"]), "are mappings"),
         (lambda d: d.update(available_node_types=[]), "not a mapping"),
         (lambda d: d["available_node_types"].update(slot=None), "not a mapping"),
