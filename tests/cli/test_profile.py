@@ -126,11 +126,14 @@ def test_the_plan_can_be_pasted(answer, job):
 
 
 def test_it_is_shown_as_tables(answer, capsys):
-    profile_module._show(answer.json | {"notes": ["something"]})
+    found = answer.json | {"notes": ["something"]}
+    found["plan"]["speedup"] = 4.0
+    profile_module._show(found)
     out = capsys.readouterr().out
     assert "phase  threads  micro-batch  checkpointing  ms a record  MiB" in out
     assert "note: something" in out
     assert out.count("  --set ") == 3
+    assert "A record takes 25% of its time as the job stands." in out
     assert "phase  workers  s a step" in out
 
 
