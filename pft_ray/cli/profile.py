@@ -136,8 +136,8 @@ def _show(result: dict[str, Any]) -> None:
     out.print()
     out.print(plan["reason"], markup=False)
     speedup = plan["speedup"]
-    if speedup is not None:
-        out.print(f"A record takes 1/{speedup:.2f} of its time at the job's setting.")
+    if speedup is not None and speedup > 1:
+        out.print(f"A record takes {1 / speedup:.0%} of its time as the job stands.")
     for line in plan["set"]:
         out.print(f"  --set {line}", markup=False)
     out.print()

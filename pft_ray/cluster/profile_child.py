@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from pft_ray.config import JobSpec, PhaseSection
     from pft_ray.training.models import TrainedModel
 
-_BUDGET_S = 6.0
 _MEMORY = Path("/proc/meminfo")
 
 
@@ -41,7 +40,8 @@ def measure(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
     Args:
         task: The job as plain data, its folder, threads, whether layers run again,
-            micro-batches in rising order, and the expected records of a rank's step.
+            micro-batches in rising order, the expected records of a rank's step, and
+            seconds for each measurement.
 
     Raises:
         PftError: A phase of the job cannot be trained with this model.
@@ -70,9 +70,10 @@ def _phase(
         optimizer = optimizer_spec(job.training, phase)
         work.start_phase(phase.trainable, optimizer, phase.clipping)
         expected = task["expected_records"]
-        probe = probe_phase(work, expected, budget_s=_BUDGET_S, with_memory=True)
+        budget_s = task["budget_s"]
+        probe = probe_phase(work, expected, budget_s=budget_s, with_memory=True)
         if probe.micro_batch < min(work.micro_batch, max(1, round(expected))):
-            yield _note(phase, sizes[number:], f"would take over {_BUDGET_S:g} s")
+            yield _note(phase, sizes[number:], f"would take over {budget_s:g} s")
             return
         rows = sizes[number:] if work.slow_reason else [size]  # then all run alike
         for asked in rows:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _CHILD = "pft_ray.cluster.profile_child"
 _LARGEST = 256
+_BUDGET_S = 6.0  # for each measurement
 _BUSY = 0.5
 
 
@@ -204,6 +205,7 @@ def _child(built: BuiltJob, threads: int, *, again: bool) -> Iterator[dict[str, 
         "gradient_checkpointing": again,
         "micro_batches": micro_batches(built),
         "expected_records": _records_of_a_rank(built),
+        "budget_s": _BUDGET_S,
     }
     root = str(Path(pft_ray.__file__).parents[1])
     places = [root, *filter(None, [os.environ.get("PYTHONPATH")])]

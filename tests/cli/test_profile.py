@@ -19,6 +19,7 @@ from pft_ray.training.probe import PhaseProbe
 from tests.e2e.refusals import pft
 from tests.tiny_job import write_job
 
+pytestmark = pytest.mark.timeout(300)
 MIB = 1 << 20
 QUICK = {
     "privacy__epsilon": None,
@@ -44,6 +45,7 @@ def answer(job):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PFT_HOME", str(home))
         patch.setattr("pft_ray.cluster.placement.local_cpus", lambda: 1)
+        patch.setattr(profiling, "_BUDGET_S", 100.0)  # also on a busy machine
         found = pft("profile", job, "--json")
     assert found.code == 0, found.err
     assert not home.exists(), "no ledger is opened"
@@ -126,11 +128,14 @@ def test_the_plan_can_be_pasted(answer, job):
 
 
 def test_it_is_shown_as_tables(answer, capsys):
-    profile_module._show(answer.json | {"notes": ["something"]})
+    found = answer.json | {"notes": ["something"]}
+    found["plan"]["speedup"] = 4.0
+    profile_module._show(found)
     out = capsys.readouterr().out
     assert "phase  threads  micro-batch  checkpointing  ms a record  MiB" in out
     assert "note: something" in out
     assert out.count("  --set ") == 3
+    assert "A record takes 25% of its time as the job stands." in out
     assert "phase  workers  s a step" in out
 
 
@@ -238,6 +243,7 @@ def task(job, **changes):
         "gradient_checkpointing": False,
         "micro_batches": [1, 4, 16],
         "expected_records": 64.0,
+        "budget_s": 6.0,
     } | changes
 
 

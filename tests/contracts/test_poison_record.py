@@ -19,7 +19,7 @@ from pft_ray.cluster.registration import create_budget
 from pft_ray.cluster.trainer import PrivateTrainer
 from pft_ray.data import SplitSpec, role_of
 from pft_ray.errors import ModelError, RunFailedError
-from pft_ray.training import local, prefix
+from pft_ray.training import models, prefix
 from pft_ray.training.classifier import TextClassifier
 from pft_ray.training.local import LocalWork
 from tests.contracts.searches import release_files, shape_of
@@ -102,7 +102,7 @@ def break_records(patch, kind: str) -> None:
             lambda: run_prefix(stack, family, batch, depth), batch
         ),
     )
-    for module in (local, prefix):
+    for module in (models, prefix):
         made_up = module.synthetic_batch
 
         def without_marker(*args, made_up=made_up, **kwargs):

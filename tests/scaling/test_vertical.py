@@ -25,14 +25,22 @@ SETTINGS = st.builds(
 MEASUREMENTS = st.builds(
     Measurement,
     SETTINGS,
-    st.floats(1e-6, 1e3),
+    st.sampled_from([1.0, 1.01, 1.02, 1.04, 2.0]) | st.floats(1e-6, 1e3),
     st.none() | st.integers(0, 64 * GIB),
 )
-PROFILES = st.builds(
-    lambda found, current: Profile(tuple(found), current),
-    st.lists(MEASUREMENTS, min_size=1, max_size=12, unique_by=lambda m: m.setting),
-    SETTINGS,
-)
+
+
+@st.composite
+def profiles(draw):
+    """Profiles that mostly hold the job's own setting, with times close together."""
+    found = draw(
+        st.lists(MEASUREMENTS, min_size=1, max_size=12, unique_by=lambda m: m.setting)
+    )
+    own = st.sampled_from([measurement.setting for measurement in found])
+    return Profile(tuple(found), draw(own | SETTINGS))
+
+
+PROFILES = profiles()
 
 
 def profile(*rows, current=(1, 16, False)):
@@ -118,6 +126,18 @@ def test_the_fastest_that_fits():
 )
 def test_equally_fast_the_simplest(rows, chosen):
     assert plan_vertical(profile(*rows), 2).setting == Setting(*chosen)
+
+
+def test_within_the_tolerance_the_jobs_own_is_not_made_slower():
+    """One thread less is not worth 2 % more time when the job has two."""
+    rows = [((1, 16, False), 1.02, 1), ((2, 16, False), 1.0, 1)]
+    assert plan_vertical(profile(*rows, current=(2, 16, False)), 2).threads == 2
+
+
+def test_a_job_that_runs_layers_again_is_not_made_slower():
+    rows = [((1, 16, True), 1.0, 1), ((1, 16, False), 1.9, 1)]
+    own = profile(*rows, current=(1, 16, True))
+    assert plan_vertical(own, 1).setting == own.current
 
 
 def test_reasons_say_what_was_weighed():
