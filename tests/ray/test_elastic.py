@@ -1,0 +1,123 @@
+"""Elastic runs on a real autoscaling cluster of this machine: out, in, and lost nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pft_ray.config import build_job, load_job
+from tests.elastic.scene import (
+    ROOT,
+    Run,
+    assert_sound,
+    autoscaling_cluster,
+    elastic_job,
+    rosters,
+    worker_nodes,
+)
+from tests.kills.lost_nodes import kill_node
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("elastic-home")
+    saved = {name: os.environ.get(name) for name in ("HOME", "PFT_HOME")}
+    os.environ |= {"HOME": str(folder), "PFT_HOME": str(folder / "pft")}
+    yield folder
+    for name, value in saved.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+@pytest.fixture(scope="module")
+def cluster(home):
+    with autoscaling_cluster(home / "pft") as nodes:
+        yield nodes
+
+
+def lever(cluster, *arguments):
+    command = [sys.executable, "-m", "tests.elastic.levers", cluster.address]
+    done = subprocess.run(
+        [*command, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def test_out_and_in_again_makes_no_step_twice(cluster, tmp_path):
+    """The policy adds a worker; a spot notice takes its node; the run never stops."""
+    job = elastic_job(tmp_path / "job", steps=40)
+    run = Run.start(job, cluster)
+    try:
+        run.wait_for(lambda: worker_nodes(run), "the start")
+        run.wait_for(lambda: run.of("resized"), "the second worker")
+        run.wait_for(lambda: len(worker_nodes(run)) == 2, "two nodes with workers")
+        leaving = worker_nodes(run)[1]
+        assert lever(cluster, "drain", leaving, "120")
+        end = run.to_the_end()
+    finally:
+        run.close()
+    assert end["status"] == "completed"
+    assert rosters(run)[:2] == [[1, 2], [2, 1]]
+    notes = run.operator
+    plan = build_job(load_job(job), job.parent)
+    assert notes["attempts"] == 1
+    assert notes["num_steps_charged"] == notes["num_steps_released"] == 40
+    assert end["report"]["epsilon"] == pytest.approx(plan.epsilon, abs=1e-9) or (
+        end["report"]["epsilon"] >= plan.epsilon
+    )
+    assert_sound(run, end)
+    assert leaving not in worker_nodes(run)
+
+
+def test_a_node_lost_without_notice_is_paid_from_the_reserve(cluster, tmp_path):
+    """Also under a policy that raises: the run holds its size and goes on."""
+    policy = "tests.elastic.policies:raising"
+    job = elastic_job(
+        tmp_path / "job",
+        steps=32,
+        elastic={"policy": policy},
+        cluster__workers=2,
+        privacy__fault_reserve=12,
+    )
+    run = Run.start(job, cluster)
+    try:
+        run.wait_for(lambda: run.status.get("step", 0) >= 6, "some steps")
+        lost, at = worker_nodes(run)[0], run.status["num_steps_charged"]
+        killed = time.time()
+        assert kill_node(cluster, lost)
+        again = run.wait_for(
+            lambda: (
+                [e for e in run.of("charged") if e["time"] > killed + 0.5]
+                and run.status["attempts"] > 1
+                and run.status
+            ),
+            "the next step",
+        )
+        took_s = again["time"] - killed
+        end = run.to_the_end()
+    finally:
+        run.close()
+    print(f"from the kill to the next charge: {took_s:.1f} s")  # noqa: T201
+    assert end["status"] == "completed"
+    notes = run.operator
+    assert notes["attempts"] == 2
+    assert at <= notes["num_steps_charged"] <= 32 + 12
+    assert notes["num_steps_in_model"] == 32
+    reasons = [event["reason"] for event in run.of("attempt_opened")]
+    assert reasons == ["start", "node-loss"]
+    codes = {event["code"] for event in run.of("scaling")}
+    assert "policy-failed" in codes
+    assert_sound(run, end)
