@@ -94,13 +94,7 @@ def breathe(nodes):
 
 
 def main(path, how):
-    settings = {
-        "RAY_health_check_period_ms": "500",
-        "RAY_health_check_timeout_ms": "1000",
-        "RAY_health_check_failure_threshold": "5",
-        "RAY_health_check_initial_delay_ms": "1000",
-    }
-    with AutoscalingNodes(load_local_nodes(path), variables=settings) as nodes:
+    with AutoscalingNodes(load_local_nodes(path)) as nodes:
         pids = [process.pid for process in nodes.processes()]
         say("up", folder=str(nodes.folder), pids=pids)
         if how == "wait":
