@@ -74,6 +74,8 @@ def breathe(nodes):
         others=len(others),
         others_live=others <= {process.pid for process in nodes.processes()},
     )
+    # One that ends before the autoscaler has seen it is replaced only after 30 s.
+    until(lambda: not pending_nodes())
     (second,) = added()
     unknown = drain_node("ab" * 28, "not there", 30)
     drained = drain_node(second, "to see it go", 30)
