@@ -48,6 +48,15 @@ AUTOSCALER_ENVIRONMENT = {
     "RAY_OVERRIDE_NODE_ID_FOR_TESTING": _HEAD_ID,
     "RAY_NODE_TYPE_NAME": HEAD_TYPE,
 }
+# A node whose processes end refuses the next three questions: it is dead after 1.5 s,
+# not after 15 s as by default. One that is slow, since all nodes share few cores, has
+# 15 s to answer. What the user sets goes before.
+HEALTH_ENVIRONMENT = {
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "5000",
+    "RAY_health_check_failure_threshold": "3",
+}
 # What a shell that is itself part of a Ray would hand on.
 _NOT_INHERITED = ("RAY_ADDRESS", "RAY_JOB_ID", "RAY_OVERRIDE_RESOURCES")
 # What Ray's own file of this provider would fill in; the wheel comes without it.
@@ -178,9 +187,9 @@ class AutoscalingNodes:
         end_carriers(self._token)
         shutil.rmtree(self.folder, ignore_errors=True)
         if self._guard is not None and self._guard.stdin is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
                 self._guard.stdin.close()
-            self._guard.wait(timeout=60)
+                self._guard.wait(timeout=_START_TIMEOUT_S)
         self.folder, self._guard = Path(), None
 
     def _start(self) -> None:
@@ -246,7 +255,8 @@ class AutoscalingNodes:
 
     def _environment(self) -> dict[str, str]:
         inherited = {k: v for k, v in os.environ.items() if k not in _NOT_INHERITED}
-        environment = RAY_ENVIRONMENT | inherited | AUTOSCALER_ENVIRONMENT
+        defaults = RAY_ENVIRONMENT | HEALTH_ENVIRONMENT
+        environment = defaults | inherited | AUTOSCALER_ENVIRONMENT
         if self._working_dir is not None:
             paths = (self._working_dir, environment.get("PYTHONPATH", ""))
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))

@@ -138,6 +138,24 @@ def test_the_guard_cleans_up_after_one_who_was_killed(tmp_path):
         ours.wait()
 
 
+def test_what_the_nodes_inherit(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setenv("RAY_health_check_period_ms", "123")
+    monkeypatch.setenv("PYTHONPATH", "before")
+    file = load_local_nodes(_LOCAL)
+    made = AutoscalingNodes(file, working_dir="here", variables={"EXTRA": "1"})
+    environment = made._environment()
+    assert "RAY_ADDRESS" not in environment
+    assert environment["RAY_health_check_period_ms"] == "123"
+    assert environment["RAY_health_check_failure_threshold"] == "3"
+    assert environment["RAY_memory_monitor_refresh_ms"] == "0"
+    assert environment["PYTHONPATH"] == f"here{os.pathsep}before"
+    assert environment["EXTRA"] == "1"
+    assert environment[processes.TOKEN_VARIABLE] == made._token
+    assert made._token != AutoscalingNodes(file)._token
+    assert processes.TOKEN_VARIABLE not in os.environ
+
+
 def test_a_long_temporary_folder_is_not_used_for_sockets(monkeypatch):
     monkeypatch.setattr(nodes.tempfile, "gettempdir", lambda: "/a/very/long/folder" * 9)
     assert len(nodes._short_temp()) <= nodes._TEMP_LENGTH

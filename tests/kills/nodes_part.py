@@ -74,6 +74,8 @@ def breathe(nodes):
         others=len(others),
         others_live=others <= {process.pid for process in nodes.processes()},
     )
+    # One that ends before the autoscaler has seen it is replaced only after 30 s.
+    until(lambda: not pending_nodes())
     (second,) = added()
     unknown = drain_node("ab" * 28, "not there", 30)
     drained = drain_node(second, "to see it go", 30)
@@ -94,13 +96,7 @@ def breathe(nodes):
 
 
 def main(path, how):
-    settings = {
-        "RAY_health_check_period_ms": "500",
-        "RAY_health_check_timeout_ms": "1000",
-        "RAY_health_check_failure_threshold": "5",
-        "RAY_health_check_initial_delay_ms": "1000",
-    }
-    with AutoscalingNodes(load_local_nodes(path), variables=settings) as nodes:
+    with AutoscalingNodes(load_local_nodes(path)) as nodes:
         pids = [process.pid for process in nodes.processes()]
         say("up", folder=str(nodes.folder), pids=pids)
         if how == "wait":

@@ -67,7 +67,7 @@ def test_nodes_come_and_go_and_nothing_is_left(other_ray, tmp_path):
     assert lost["killed"] >= 1
     assert lost["others"] == 2  # raylet and control store of the head
     assert lost["others_live"]
-    assert lost["seconds"] < 12
+    assert lost["seconds"] < 10  # 15 s by Ray's own settings
     assert said["drained"]["accepted"]
     assert not said["drained"]["unknown_accepted"]
     # The idle time-out of the file is 6 s; nothing else would take the node away.
