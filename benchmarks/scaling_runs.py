@@ -20,7 +20,6 @@ from pft_ray.scaling import (
     NodeType,
     PhaseWork,
     Shrink,
-    StepTime,
     decide,
 )
 
@@ -59,6 +58,7 @@ class Outcome:
     charged: int = 0
     again_planned: int = 0
     again_lost: int = 0
+    most_uncharged: int = 0
     resizes: int = 0
     losses: int = 0
     codes: dict[str, int] = field(default_factory=dict)
@@ -141,8 +141,8 @@ class Run:
             self._pay(stop)
             if self.step_left <= 1e-9:
                 self._end_step()
-                if self.done >= self.job.num_steps:
-                    return
+                if self.done >= self.job.num_steps or self._next_poll <= self.now:
+                    return  # the next phase begins: decide first
 
     def _begin_step(self) -> bool:
         """Starts the next step; False when the ledger gives no more."""
@@ -163,6 +163,8 @@ class Run:
         self.step_left = None
         self.done += 1
         self.outcome.executed += 1
+        uncharged = self.outcome.executed - self.outcome.charged
+        self.outcome.most_uncharged = max(self.outcome.most_uncharged, uncharged)
         self.grant_left = max(0, self.grant_left - 1)
         phase, in_phase = self._phase()
         if self.done % self.job.checkpoint_interval == 0 or not in_phase:
@@ -210,7 +212,6 @@ class Run:
         ready = [time for time in self.starting if time <= self.now]
         self.starting = [time for time in self.starting if time > self.now]
         for _ in ready:
-            # Those that are to leave come last: nobody starts on them by choice.
             free = (p for p in range(self.trace.pool) if self._is_free(p))
             place = next(free, None)
             if place is not None:
@@ -292,8 +293,8 @@ class Run:
         stay.sort(key=lambda place: (place in self.leaving, place not in self.busy))
         if num_workers > len(stay) * self.trace.num_slots:
             return  # a node was lost while the grant ended; decide again
-        self.outcome.again_planned += self.done - max(self.saved, self.done)
-        self.saved = self.done
+        self.saved = self.done  # the resize waits until this checkpoint is registered
+        self.outcome.again_planned += self._drop()
         self.place(num_workers, stay)
         self.give_back(tuple(leave))
         self.paused_until = self.now + RESIZE_S
@@ -389,16 +390,13 @@ class Elastic(Run):
 
 
 class Static(Run):
-    """The largest size all the time, on nodes that nobody else may take.
+    """A group of fixed size, the largest, from its start to its end.
 
-    All its nodes are there when the start of a node has passed, whatever the load is.
-    A lost node is replaced by a free one as fast as one starts; the run waits for it,
-    since its size is fixed. An announced loss is met with a checkpoint.
+    It waits until all its nodes are free at once, holds them from then on, and pays
+    for them from then on. A lost node is replaced by a free one as fast as one starts;
+    the run waits for it with all others, since its size is fixed. An announced loss
+    is met with a checkpoint.
     """
-
-    @property
-    def num_available(self) -> int:
-        return self.trace.pool - len(self.held) - len(self.broken)
 
     @property
     def size(self) -> int:
@@ -410,7 +408,7 @@ class Static(Run):
             self.saved = self.done
         needed = -(-self.size // self.trace.num_slots)
         missing = needed - len(self.held) - len(self.starting)
-        if missing > 0:
+        if missing > 0 and (self.held or self.num_available >= needed):
             self.ask(missing)
         if not self.num_workers and len(self.held) >= needed:
             self.place(self.size, sorted(self.held))
@@ -418,6 +416,14 @@ class Static(Run):
 
     def regroup(self) -> None:
         self.poll()
+
+
+class Reserved(Static):
+    """The same on nodes that were kept free for it before the run was submitted."""
+
+    @property
+    def num_available(self) -> int:
+        return self.trace.pool - len(self.held) - len(self.broken)
 
 
 class Blind(Run):
@@ -449,11 +455,3 @@ class Blind(Run):
         size = min(self.limits.max_workers, len(self.held) * self.trace.num_slots)
         if size >= self.limits.floor:
             self.place(size, sorted(self.held))
-
-
-def step_times(num_workers: int) -> tuple[StepTime, StepTime]:
-    """Returns the head's and the adapter phase's step times for a run of this size."""
-    return (
-        StepTime(1.5, 0.03 * num_workers, 0.0),
-        StepTime(3.0, 3.0 * num_workers, 0.2 / num_workers),
-    )

@@ -15,7 +15,8 @@ Rules, in this order:
    (:meth:`~pft_ray.scaling.outlook.Outlook.pays_off`).
 6. Rest: ``min_interval_s`` after a resize, and none that saves less than
    ``min_saving`` of the time or of the cost.
-7. Near exhaustion, when what is left takes less than a rest and a pause, the run
+7. Nodes for the next phase are asked for while the last steps of this one are made.
+8. Near exhaustion, when what is left takes less than a rest and a pause, the run
    never grows, and shrinks without rest whenever that costs less at all.
 """
 
@@ -111,11 +112,11 @@ class _Choice:
         possible = self._possible()
         picked = self._pick(possible, possible & self._worth_their_start())
         if picked == _STAY:
-            return self._hold(self._pick(possible))
+            return self._ahead() or self._hold(self._pick(possible))
         saved = self._saved(picked)
         held = self._rest(picked, saved)
         if held is not None:
-            return held
+            return self._ahead() or held
         if self._sizes[picked] > self._snapshot.num_workers:
             return self._grow(picked)
         return self._shrink(picked, saved)
@@ -195,6 +196,31 @@ class _Choice:
                 "small-saving",
             )
         return None
+
+    def _ahead(self) -> Grow | None:
+        """Returns a request for the nodes of the next phase when it is time for it.
+
+        They start while the last steps of this phase are made; the resize comes with
+        the first decision of the next one.
+        """
+        size = self._outlook.rest.first_size
+        if self._near_end or size is None or size <= self._snapshot.num_workers:
+            return None
+        moves = self._outlook.moves(np.array([size], dtype=np.int64))
+        start_s, now = float(moves.start_s[0]), self._snapshot.num_workers
+        ready_s = start_s + self._snapshot.limits.resize_s
+        nodes, add = self._outlook.supply.placement(size)
+        worth = self._outlook.affordable(moves) & self._outlook.pays_off(moves)
+        if not add or self._running[_STAY] > ready_s or not worth[0]:
+            return None
+        return Grow(
+            size,
+            tuple((kind.name, count) for kind, count in add),
+            f"{size} workers instead of {now} suit the next phase; nodes start now.",
+            forced.impact_of(self._outlook, size),
+            "next-phase",
+            left_nodes(self._snapshot, nodes),
+        )
 
     def _hold(self, wanted: int) -> Hold:
         now, limits = self._snapshot.num_workers, self._snapshot.limits
