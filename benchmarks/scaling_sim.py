@@ -196,98 +196,75 @@ def quantile(values: list[float], percent: float) -> float:
 
 
 def add_figures(card: Card, rows: dict[str, dict[str, Any]]) -> None:
-    """Adds what the traces show; ratios are elastic over the other."""
+    """Adds what the policy reaches on the traces; ratios are elastic over static."""
     every = list(rows.values())
-    elastic = [row["outcomes"]["elastic"] for row in every]
-    blind = [row["outcomes"]["blind"] for row in every]
-    over = [max(0, row["outcomes"]["elastic"]["executed"] - row["steps_max"])
-            for row in every]  # fmt: skip
-    blind_over = [
-        max(0, row["outcomes"]["blind"]["executed"] - row["steps_max"]) for row in every
-    ]
-    uncounted = [
-        row["outcomes"]["blind"]["executed"] - row["steps"]
-        for row in every
-        if row["outcomes"]["blind"]["finished"]
-    ]
+    own = [row["outcomes"]["elastic"] for row in every]
+    hours = [row["node_hours"] for row in every]
+    times = [row["time"] for row in every]
     money = [row["money"] for row in every if row["money"] is not None]
-    slower = sum(row["time_reserved"] > 1.1 for row in every)
-    hours, times = (
-        [row[name] for row in every] for name in ("node_hours", "time")
-    )  # fmt: skip
+    finished = sum(row["finished"] for row in every)
+    over = sum(beyond(row, "elastic") for row in every)
+    bare = sum(max(0, row["most_uncharged"]) for row in own)
+    again = sum(row["again_planned"] for row in own)
     card.figures += [
         Figure("traces", len(every)),
-        Figure(
-            "both finish all T steps",
-            sum(row["finished"] for row in every),
-            "traces",
-            len(every),
-        ),
+        Figure("both finish all T steps", finished, "traces", len(every)),
         Figure("node-hours over static, worst trace", max(hours), "x", None, 0.75),
         Figure("node-hours over static, median", quantile(hours, 50), "x"),
         Figure("time over static, worst trace", max(times), "x", None, 1.1),
         Figure("time over static, median", quantile(times, 50), "x"),
-        Figure("steps beyond T_max", sum(over), "", None, 0),
-        Figure(
-            "steps made before they were charged",
-            sum(max(0, row["most_uncharged"]) for row in elastic),
-            "",
-            None,
-            0,
-        ),
-        Figure(
-            "steps made again for planned resizes",
-            sum(row["again_planned"] for row in elastic),
-            "",
-            None,
-            0,
-        ),
-        Figure("planned resizes", sum(row["resizes"] for row in elastic)),
-        Figure("losses that hit it", sum(row["losses"] for row in elastic)),
-        Figure("steps made again after losses", sum(r["again_lost"] for r in elastic)),
+        Figure("steps beyond T_max", over, "", None, 0),
+        Figure("steps made before they were charged", bare, "", None, 0),
+        Figure("steps made again for planned resizes", again, "", None, 0),
+        Figure("planned resizes", sum(row["resizes"] for row in own)),
+        Figure("losses that hit it", sum(row["losses"] for row in own)),
+        Figure("steps made again after losses", sum(r["again_lost"] for r in own)),
         Figure("money over static, worst trace with prices", max(money), "x"),
         Figure("money over static, median", quantile(money, 50), "x"),
+    ]
+
+
+def add_comparisons(card: Card, rows: dict[str, dict[str, Any]]) -> None:
+    """Adds harder baselines, and what the blind trainer does."""
+    every = list(rows.values())
+    times = [row["time_reserved"] for row in every]
+    hours = [row["node_hours_reserved"] for row in every]
+    fixed = [row["node_hours_fixed"] for row in every]
+    pairs = [(row["outcomes"]["blind"], row["outcomes"]["static"]) for row in every]
+    blind = [one for one, _ in pairs]
+    spent = [one["node_hours"] / other["node_hours"] for one, other in pairs]
+    uncounted = sum(
+        row["outcomes"]["blind"]["executed"] - row["steps"]
+        for row in every
+        if row["outcomes"]["blind"]["finished"]
+    )
+    over = [beyond(row, "blind") for row in every]
+    card.figures += [
+        Figure("time over reserved static, worst trace", max(times), "x"),
+        Figure("traces where that is above 1.1", sum(t > 1.1 for t in times)),
+        Figure("node-hours over reserved static, worst trace", max(hours), "x"),
         Figure(
-            "time over a reserved static cluster, worst trace",
-            max(row["time_reserved"] for row in every),
-            "x",
+            "node-hours over the best fixed size in hindsight, worst", max(fixed), "x"
         ),
-        Figure("traces where that is above 1.1", slower, "traces"),
-        Figure(
-            "node-hours over a reserved static cluster, worst trace",
-            max(row["node_hours_reserved"] for row in every),
-            "x",
-        ),
-        Figure(
-            "node-hours over the best fixed size in hindsight, median",
-            quantile([row["node_hours_fixed"] for row in every], 50),
-            "x",
-        ),
+        Figure("the same, median", quantile(fixed, 50), "x"),
         Figure("blind: resizes", sum(row["resizes"] for row in blind)),
         Figure(
             "blind: steps made again for resizes",
-            sum(row["again_planned"] for row in blind),
+            sum(r["again_planned"] for r in blind),
         ),
         Figure(
-            "blind: steps made again after losses",
-            sum(row["again_lost"] for row in blind),
+            "blind: steps made again after losses", sum(r["again_lost"] for r in blind)
         ),
-        Figure("blind: steps that T does not count", sum(uncounted)),
-        Figure("blind: steps beyond T_max", sum(blind_over)),
-        Figure("blind: traces beyond T_max", sum(bool(count) for count in blind_over)),
-        Figure(
-            "blind: node-hours over static, median",
-            quantile(
-                [
-                    row["outcomes"]["blind"]["node_hours"]
-                    / row["outcomes"]["static"]["node_hours"]
-                    for row in every
-                ],
-                50,
-            ),
-            "x",
-        ),
+        Figure("blind: steps that T does not count", uncounted),
+        Figure("blind: steps beyond T_max", sum(over)),
+        Figure("blind: traces beyond T_max", sum(bool(count) for count in over)),
+        Figure("blind: node-hours over static, median", quantile(spent, 50), "x"),
     ]
+
+
+def beyond(row: dict[str, Any], name: str) -> int:
+    """Returns the steps that a contestant made beyond T_max."""
+    return max(0, row["outcomes"][name]["executed"] - row["steps_max"])
 
 
 def add_sensitivity(card: Card) -> None:
@@ -371,6 +348,7 @@ def main() -> None:
         quick=given.quick,
     )
     add_figures(card, rows)
+    add_comparisons(card, rows)
     measure_decisions(card, 50 if given.quick else 1000)
     add_sensitivity(card)
     card.details["traces"] = rows

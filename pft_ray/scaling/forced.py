@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pft_ray.scaling.decision import Decision, Grow, Hold, Shrink
+from pft_ray.scaling.decision import Decision, Grow, Hold, Shrink, workers
 from pft_ray.scaling.impact import Impact, assess
 from pft_ray.scaling.outlook import Outlook
 from pft_ray.scaling.pareto import cheapest
@@ -71,13 +71,13 @@ def restore(snapshot: ClusterSnapshot) -> Decision:
             return _grow(outlook, size, "below-minimum", "The run stands still")
     if len(outlook.sizes):
         return Hold(
-            f"{limits.floor} workers cost more an hour than is allowed.",
+            f"{workers(limits.floor)} would cost more an hour than is allowed.",
             code="price-limit",
         )
     if snapshot.num_pending_slots:
         return Hold("Nodes were asked for and are starting.", code="pending")
     return Hold(
-        f"The run needs {limits.floor} workers and there is no room for them.",
+        f"The run needs {workers(limits.floor)} and there is no room for them.",
         code="below-minimum",
     )
 
@@ -93,7 +93,7 @@ def cheapen(outlook: Outlook) -> Decision:
         if hourly < outlook.hourly_now * (1 - 1e-9):
             return _shrink(outlook, size, "price-limit")
     return Hold(
-        f"{snapshot.limits.floor} workers are needed and cost more than is allowed.",
+        f"The {workers(snapshot.limits.floor)} needed cost more than is allowed.",
         code="price-limit",
     )
 
@@ -127,7 +127,7 @@ def _shrink(outlook: Outlook, size: int, code: str) -> Shrink:
     snapshot = outlook.snapshot
     nodes, _ = outlook.supply.placement(size)
     now = snapshot.num_workers
-    change = f"{now} workers move" if size == now else f"{now} to {size} workers"
+    change = "Workers move" if size == now else f"{workers(size)} instead of {now}"
     return Shrink(
         size,
         left_nodes(snapshot, nodes),
@@ -139,7 +139,7 @@ def _shrink(outlook: Outlook, size: int, code: str) -> Shrink:
 
 def _grow(outlook: Outlook, size: int, code: str, reason: str) -> Grow:
     nodes, add = outlook.supply.placement(size)
-    action = "new nodes are asked for" if add else f"{size} workers fit now"
+    action = "new nodes are asked for" if add else f"{workers(size)} fit now"
     return Grow(
         size,
         tuple((kind.name, count) for kind, count in add),
@@ -162,7 +162,7 @@ def _replace(outlook: Outlook, code: str) -> Decision:
     sizes = outlook.sizes[outlook.sizes <= snapshot.num_workers]
     if not len(sizes):
         return Hold(
-            f"{_sentence(code)} and {floor} workers are needed: the run will wait at "
+            f"{_sentence(code)} and it needs {workers(floor)}: the run will wait at "
             "its last checkpoint until there is room.",
             code=_BLOCKED[code],
         )

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pft_ray.scaling import forced
-from pft_ray.scaling.decision import Decision, Grow, Hold, Shrink
+from pft_ray.scaling.decision import Decision, Grow, Hold, Shrink, workers
 from pft_ray.scaling.guard import Policy, guarded, load_policy
 from pft_ray.scaling.outlook import Outlook
 from pft_ray.scaling.pareto import cheapest
@@ -83,7 +83,7 @@ def _obstacle(outlook: Outlook) -> Hold | None:
     limits, prices = outlook.snapshot.limits, outlook.prices
     if limits.floor == limits.max_workers:
         return Hold(
-            f"The run may have {limits.floor} workers, no more and no fewer.",
+            f"The run may have {workers(limits.floor)}, no more and no fewer.",
             code="horizontal-closed",
         )
     if prices.known and not prices.whole:
@@ -190,8 +190,8 @@ class _Choice:
         in_time = self._times[picked] <= self._outlook.time_limit_s
         if saved < limits.min_saving and not (self._late and in_time):
             return Hold(
-                f"{self._sizes[picked]} workers would save {saved:.1%}; a resize must "
-                f"save {limits.min_saving:.0%}.",
+                f"{workers(int(self._sizes[picked]))} would save {saved:.1%}; a resize "
+                f"must save {limits.min_saving:.0%}.",
                 self._impact(picked),
                 "small-saving",
             )
@@ -216,7 +216,7 @@ class _Choice:
         return Grow(
             size,
             tuple((kind.name, count) for kind, count in add),
-            f"{size} workers instead of {now} suit the next phase; nodes start now.",
+            f"{workers(size)} instead of {now} suit the next phase; nodes start now.",
             forced.impact_of(self._outlook, size),
             "next-phase",
             left_nodes(self._snapshot, nodes),
@@ -241,17 +241,17 @@ class _Choice:
             return Hold(
                 "No slot is free and no node can be added.", code="horizontal-closed"
             )
-        return Hold(f"{now} workers suit the steps that are left.")
+        return Hold(f"{workers(now)} suit the steps that are left.")
 
     def _grow(self, picked: int) -> Grow:
         size = int(self._sizes[picked])
         saved = 1 - self._times[picked] / self._times[_STAY]
         nodes, add = self._outlook.supply.placement(size)
-        gain = "meet the deadline" if self._late else f"save {saved:.0%} of the time"
+        gain = "meets the deadline" if self._late else f"saves {saved:.0%} of the time"
         return Grow(
             size,
             tuple((kind.name, count) for kind, count in add),
-            f"{size} workers instead of {self._snapshot.num_workers} {gain}.",
+            f"{workers(size)} instead of {self._snapshot.num_workers}: {gain}.",
             self._impact(picked),
             "deadline" if self._late else "faster",
             left_nodes(self._snapshot, nodes),
@@ -260,15 +260,15 @@ class _Choice:
     def _shrink(self, picked: int, saved: float) -> Shrink:
         size, now = int(self._sizes[picked]), self._snapshot.num_workers
         nodes, _ = self._outlook.supply.placement(size)
-        what, code = f"{size} workers instead of {now}", "cheaper"
+        what, code = f"{workers(size)} instead of {now}", "cheaper"
         if self._near_end:
             code = "near-exhaustion"
         elif size == now:
-            what, code = f"{now} workers on fewer or cheaper nodes", "consolidate"
+            what, code = f"{workers(now)} on fewer or cheaper nodes", "consolidate"
         return Shrink(
             size,
             left_nodes(self._snapshot, nodes),
-            f"{what} save {saved:.0%} of what is left to spend.",
+            f"{what}: saves {saved:.0%} of the time or cost left.",
             self._impact(picked),
             code,
         )
