@@ -40,6 +40,19 @@ def test_the_phase_under_way_decides_and_not_the_one_after_it():
     assert decision.num_workers == 1
 
 
+def test_a_resize_that_the_next_phase_takes_back_costs_two_pauses():
+    # 550 steps of 1.1 s and one pause of 30 s stay within the slowdown, two do not.
+    head, limits = PhaseWork(550, HARDLY), limits_of(most=4)
+    back = (head, PhaseWork(9000, SCALES))
+    assert isinstance(
+        decide(snapshot(nodes(1, 1, 1, 1), work=back, limits=limits)), Hold
+    )
+    same = (head, PhaseWork(9000, HARDLY))
+    decision = decide(snapshot(nodes(1, 1, 1, 1), work=same, limits=limits))
+    assert isinstance(decision, Shrink)
+    assert decision.num_workers == 1
+
+
 def test_nodes_for_the_next_phase_are_asked_for_at_the_end_of_this_one():
     work = (PhaseWork(2000, HARDLY), PhaseWork(5000, SCALES))
     seen = snapshot(nodes(1), work=work, kinds=(KIND,))
