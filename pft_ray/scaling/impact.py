@@ -99,7 +99,7 @@ def split_of(num_shares: int, num_workers: int) -> ShareSplit | None:
     most = len(assign_shares(num_shares, num_workers, 0))
     least = len(assign_shares(num_shares, num_workers, num_workers - 1))
     # Share i lies on rank i modulo the ranks, so the first V mod n hold one more.
-    numerator = num_workers * least + (num_shares % num_workers) * (most > least)
+    numerator = num_workers * least + num_shares % num_workers
     return ShareSplit(least, most, numerator, num_shares)
 
 

@@ -6,7 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from pft_ray.scaling import Grow, Hold, Node, NodeType, PhaseWork, Shrink, decide
+from pft_ray.scaling import (
+    Grow,
+    Hold,
+    Node,
+    NodeType,
+    PhaseWork,
+    Shrink,
+    StepTime,
+    decide,
+)
 from pft_ray.scaling.policy import near_exhaustion
 from tests.scaling.clusters import HARDLY, SCALES, limits_of, nodes, snapshot
 
@@ -169,6 +178,11 @@ def test_a_notice_is_met_before_the_node_goes():
     assert isinstance(decision, Shrink)
     assert (decision.num_workers, decision.leave) == (2, ("n0",))
     assert decision.code == "spot-notice"
+    # With room elsewhere they all move; growing is a decision for later.
+    roomy = replace(seen, nodes=(*held, Node("x", 1), Node("y", 1)))
+    moved = decide(roomy)
+    assert isinstance(moved, Shrink)
+    assert (moved.num_workers, moved.leave) == (3, ("n0",))
 
 
 def test_a_notice_below_the_minimum_asks_for_a_node_or_waits_at_a_checkpoint():
@@ -202,6 +216,23 @@ def test_a_run_that_stands_still_takes_what_is_there():
     assert sum(count for _, count in asked.add) + 1 == asked.num_workers
     waiting = snapshot(nodes(0), work=LONG, limits=limits, num_pending_slots=2)
     assert decide(replace(waiting, node_types=(KIND,))).code == "pending"
+
+
+def test_a_run_that_stands_still_is_as_fast_as_the_whole_cluster_asks_for():
+    # One worker is within 10 % of two, and not of the eight that could be had.
+    work = (PhaseWork(5000, StepTime(1.0, 0.2)),)
+    seen = snapshot(nodes(0, 0), work=work, limits=limits_of(most=8))
+    assert decide(seen).num_workers == 1
+    assert decide(replace(seen, node_types=(KIND,))).num_workers == 2
+
+
+def test_a_run_that_stands_still_meets_its_deadline():
+    work = (PhaseWork(1000, SCALES),)
+    loose = limits_of(most=4, max_slowdown=10.0)
+    seen = snapshot(nodes(0, 0, 0, 0), work=work, limits=loose)
+    assert decide(seen).num_workers == 1
+    tight = replace(loose, deadline_s=1000.0 + 31.0 + 1000 * SCALES.seconds(3))
+    assert decide(replace(seen, limits=tight)).num_workers == 3
 
 
 def test_the_cheapest_size_within_the_slowdown_is_taken():
