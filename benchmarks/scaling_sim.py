@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from cards import Card, Figure, options
-from scaling_runs import RESIZE_S, RESTART_S, Blind, Elastic, Job, Reserved, Static
+from scaling_contestants import Blind, Elastic, Reserved, Static
+from scaling_runs import RESIZE_S, RESTART_S, Job
 from traces import HORIZON_S, KINDS, SLOTS, Trace, make_trace
 
 from pft_ray.scaling import (
