@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from traces import HOUR_S, NOTICE_S, REPAIR_S, Loss, Trace
 
-from pft_ray.scaling import Limits, PhaseWork
+if TYPE_CHECKING:
+    from pft_ray.scaling import Limits, PhaseWork
 
 POLL_S = 30.0
 RESIZE_S, RESTART_S = 30.0, 20.0
