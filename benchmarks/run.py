@@ -24,6 +24,7 @@ NAMES = (
     "clipping",
     "engine",
     "scaling",
+    "scaling_sim",
     "quickstart",
     "agent_mail",
     "allocation",

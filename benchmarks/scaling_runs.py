@@ -1,32 +1,21 @@
-"""One simulated run on a trace: elastic, static, or blind to privacy. Event-driven.
+"""One simulated run on a trace, event-driven: time, steps, checkpoints, losses, money.
 
-All three share time, steps, checkpoints, losses and money; they differ in who decides
-and in what a resize does. Only the elastic one and the static one ask a ledger.
+Who decides, and what a resize does, is said by ``scaling_contestants.py``.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from traces import HOUR_S, NOTICE_S, REPAIR_S, Loss, Trace
 
-from pft_ray.scaling import (
-    ClusterSnapshot,
-    Decision,
-    Grow,
-    Limits,
-    Node,
-    NodeType,
-    PhaseWork,
-    Shrink,
-    StepTime,
-    decide,
-)
+if TYPE_CHECKING:
+    from pft_ray.scaling import Limits, PhaseWork
 
 POLL_S = 30.0
-RESIZE_S, RESTART_S, IDLE_S = 30.0, 20.0, 120.0
-BLIND_POLL_S = 60.0
+RESIZE_S, RESTART_S = 30.0, 20.0
 
 
 @dataclass(frozen=True)
@@ -59,6 +48,7 @@ class Outcome:
     charged: int = 0
     again_planned: int = 0
     again_lost: int = 0
+    most_uncharged: int = 0
     resizes: int = 0
     losses: int = 0
     codes: dict[str, int] = field(default_factory=dict)
@@ -141,8 +131,8 @@ class Run:
             self._pay(stop)
             if self.step_left <= 1e-9:
                 self._end_step()
-                if self.done >= self.job.num_steps:
-                    return
+                if self.done >= self.job.num_steps or self._next_poll <= self.now:
+                    return  # the next phase begins: decide first
 
     def _begin_step(self) -> bool:
         """Starts the next step; False when the ledger gives no more."""
@@ -163,6 +153,8 @@ class Run:
         self.step_left = None
         self.done += 1
         self.outcome.executed += 1
+        uncharged = self.outcome.executed - self.outcome.charged
+        self.outcome.most_uncharged = max(self.outcome.most_uncharged, uncharged)
         self.grant_left = max(0, self.grant_left - 1)
         phase, in_phase = self._phase()
         if self.done % self.job.checkpoint_interval == 0 or not in_phase:
@@ -210,7 +202,6 @@ class Run:
         ready = [time for time in self.starting if time <= self.now]
         self.starting = [time for time in self.starting if time > self.now]
         for _ in ready:
-            # Those that are to leave come last: nobody starts on them by choice.
             free = (p for p in range(self.trace.pool) if self._is_free(p))
             place = next(free, None)
             if place is not None:
@@ -292,168 +283,11 @@ class Run:
         stay.sort(key=lambda place: (place in self.leaving, place not in self.busy))
         if num_workers > len(stay) * self.trace.num_slots:
             return  # a node was lost while the grant ended; decide again
-        self.outcome.again_planned += self.done - max(self.saved, self.done)
-        self.saved = self.done
+        self.saved = self.done  # the resize waits until this checkpoint is registered
+        self.outcome.again_planned += self._drop()
         self.place(num_workers, stay)
         self.give_back(tuple(leave))
         self.paused_until = self.now + RESIZE_S
         self.last_resize = self.paused_until
         self.outcome.resizes += 1
         self._next_poll = self.paused_until
-
-
-class Elastic(Run):
-    """The policy of the package."""
-
-    def snapshot(self) -> ClusterSnapshot:
-        """Returns what the policy may see."""
-        price = self.trace.price_at(self.now)
-        slots, left = self.trace.num_slots, self.num_workers
-        nodes = []
-        order = sorted(self.held, key=lambda p: (p not in self.busy, p))
-        for place in order:
-            count = min(slots, left) if place in self.busy else 0
-            left -= count
-            until = self.leaving.get(place)
-            nodes.append(
-                Node(
-                    f"place-{place}",
-                    slots,
-                    count,
-                    price_per_hour=price,
-                    leaves_in_s=None if until is None else until - self.now,
-                )
-            )
-        kind = NodeType(
-            "node",
-            slots,
-            self.num_available,
-            price_per_hour=price,
-            start_s=self.trace.kind.start_s,
-        )
-        return ClusterSnapshot(
-            self.now,
-            self.num_workers,
-            self._work(),
-            self.job.num_steps_max - self.outcome.charged + self.grant_left,
-            tuple(nodes),
-            (kind,),
-            self.limits,
-            len(self.starting) * slots,
-            self.last_resize,
-        )
-
-    def poll(self) -> None:
-        if self.now < self.paused_until or self.plan is not None:
-            self._next_poll = max(self.paused_until, self.now + 5.0)
-            return
-        self.act(decide(self.snapshot()))
-
-    def regroup(self) -> None:
-        self.act(decide(self.snapshot()))
-
-    def act(self, decision: Decision) -> None:
-        """Does what was decided."""
-        codes = self.outcome.codes
-        codes[decision.code] = codes.get(decision.code, 0) + 1
-        if isinstance(decision, Grow) and decision.add:
-            self.ask(sum(count for _, count in decision.add))
-        elif isinstance(decision, Grow | Shrink):
-            leave = tuple(int(name.split("-")[1]) for name in decision.leave)
-            if self.num_workers:
-                self.plan = (decision.num_workers, leave)
-            else:
-                among = [p for p in sorted(self.held) if p not in self.leaving]
-                self.place(decision.num_workers, among)
-                self.paused_until = max(self.paused_until, self.now + RESTART_S)
-        else:
-            self._release_idle()
-
-    def _release_idle(self) -> None:
-        if not self.num_workers:
-            return
-        idle = [
-            place
-            for place, since in self.held.items()
-            if place not in self.busy and self.now - since >= IDLE_S
-        ]
-        self.give_back(tuple(idle))
-
-    def _work(self) -> tuple[PhaseWork, ...]:
-        done, left = self.done, []
-        for phase in self.job.phases:
-            made = min(done, phase.num_steps)
-            done -= made
-            left.append(PhaseWork(phase.num_steps - made, phase.step_time))
-        return tuple(left)
-
-
-class Static(Run):
-    """The largest size all the time, on nodes that nobody else may take.
-
-    All its nodes are there when the start of a node has passed, whatever the load is.
-    A lost node is replaced by a free one as fast as one starts; the run waits for it,
-    since its size is fixed. An announced loss is met with a checkpoint.
-    """
-
-    @property
-    def num_available(self) -> int:
-        return self.trace.pool - len(self.held) - len(self.broken)
-
-    @property
-    def size(self) -> int:
-        """Workers, all the time."""
-        return self.limits.max_workers
-
-    def poll(self) -> None:
-        if self.leaving:
-            self.saved = self.done
-        needed = -(-self.size // self.trace.num_slots)
-        missing = needed - len(self.held) - len(self.starting)
-        if missing > 0:
-            self.ask(missing)
-        if not self.num_workers and len(self.held) >= needed:
-            self.place(self.size, sorted(self.held))
-            self.paused_until = max(self.paused_until, self.now + RESTART_S)
-
-    def regroup(self) -> None:
-        self.poll()
-
-
-class Blind(Run):
-    """A plain elastic trainer: grows whenever a node is free, whatever is left to pay.
-
-    A resize stops the workers at once and goes on from the last checkpoint, as for a
-    failure. It keeps no ledger: steps that are made again are not counted.
-    """
-
-    poll_s = BLIND_POLL_S
-    has_ledger = False
-
-    def poll(self) -> None:
-        most = self.limits.max_workers
-        needed = -(-most // self.trace.num_slots)
-        missing = needed - len(self.held) - len(self.starting)
-        if missing > 0:
-            self.ask(missing)
-        size = min(most, len(self.held) * self.trace.num_slots)
-        if self.now < self.paused_until or size <= self.num_workers:
-            return
-        if self.num_workers:
-            self.outcome.again_planned += self._drop()
-            self.outcome.resizes += 1
-        self.place(size, sorted(self.held))
-        self.paused_until = self.now + RESIZE_S
-
-    def regroup(self) -> None:
-        size = min(self.limits.max_workers, len(self.held) * self.trace.num_slots)
-        if size >= self.limits.floor:
-            self.place(size, sorted(self.held))
-
-
-def step_times(num_workers: int) -> tuple[StepTime, StepTime]:
-    """Returns the head's and the adapter phase's step times for a run of this size."""
-    return (
-        StepTime(1.5, 0.03 * num_workers, 0.0),
-        StepTime(3.0, 3.0 * num_workers, 0.2 / num_workers),
-    )

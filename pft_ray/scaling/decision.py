@@ -98,6 +98,11 @@ class Hold:
 Decision = Grow | Shrink | Hold
 
 
+def workers(count: int) -> str:
+    """Returns "1 worker" or "4 workers"."""
+    return f"{count} worker" if count == 1 else f"{count} workers"
+
+
 def _told(decision: Decision) -> dict[str, Any]:
     impact = decision.impact
     return {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pft_ray.scaling.decision import Decision, Grow, Hold, Shrink
+from pft_ray.scaling.decision import Decision, Grow, Hold, Shrink, workers
 from pft_ray.scaling.impact import Impact, assess
 from pft_ray.scaling.outlook import Outlook
 from pft_ray.scaling.pareto import cheapest
@@ -47,11 +47,12 @@ def forced_code(snapshot: ClusterSnapshot) -> str | None:
 
 def move(snapshot: ClusterSnapshot, code: str) -> Decision:
     """Returns how the run gets away: to other nodes, or to fewer of them."""
-    outlook = Outlook(snapshot, new=False)
-    sizes = outlook.sizes[outlook.sizes <= snapshot.num_workers]
+    outlook = Outlook(snapshot)
+    sizes = outlook.sizes_there()
+    sizes = sizes[sizes <= snapshot.num_workers]
     if len(sizes):
         return _shrink(outlook, pick_size(outlook, sizes), code)
-    return _replace(snapshot, code)
+    return _replace(outlook, code)
 
 
 def restore(snapshot: ClusterSnapshot) -> Decision:
@@ -60,33 +61,31 @@ def restore(snapshot: ClusterSnapshot) -> Decision:
     Nodes that are there are taken at once; new ones are asked for when they are not
     enough. Standing still makes no step, so no start is too dear for the budget.
     """
-    limits = snapshot.limits
-    for new in (False, True):
-        outlook = Outlook(snapshot, new=new)
-        if limits.max_price_per_hour is not None and not outlook.prices.whole:
-            return Hold("The price is limited and not known.", code="price-missing")
-        sizes = outlook.sizes[outlook.affordable(outlook.moves(outlook.sizes))]
-        if len(sizes):
-            size = pick_size(outlook, sizes)
+    limits, outlook = snapshot.limits, Outlook(snapshot)
+    if limits.max_price_per_hour is not None and not outlook.prices.whole:
+        return Hold("The price is limited and not known.", code="price-missing")
+    for sizes in (outlook.sizes_there(), outlook.sizes):
+        possible = sizes[outlook.affordable(outlook.moves(sizes))]
+        if len(possible):
+            size = pick_size(outlook, possible)
             return _grow(outlook, size, "below-minimum", "The run stands still")
-        if len(outlook.sizes) and new:
-            return Hold(
-                f"{limits.floor} workers cost more an hour than is allowed.",
-                code="price-limit",
-            )
+    if len(outlook.sizes):
+        return Hold(
+            f"{workers(limits.floor)} would cost more an hour than is allowed.",
+            code="price-limit",
+        )
     if snapshot.num_pending_slots:
         return Hold("Nodes were asked for and are starting.", code="pending")
     return Hold(
-        f"The run needs {limits.floor} workers and there is no room for them.",
+        f"The run needs {workers(limits.floor)} and there is no room for them.",
         code="below-minimum",
     )
 
 
 def cheapen(outlook: Outlook) -> Decision:
     """Returns how a run that costs too much an hour gets below its limit."""
-    snapshot = outlook.snapshot
-    there = outlook.supply.last_place(outlook.sizes) < outlook.supply.num_there
-    sizes = outlook.sizes[there & (outlook.sizes <= snapshot.num_workers)]
+    snapshot, sizes = outlook.snapshot, outlook.sizes_there()
+    sizes = sizes[sizes <= snapshot.num_workers]
     if len(sizes):
         size = pick_size(outlook, sizes)
         hourly = float(outlook.moves(np.array([size])).hourly[0])
@@ -94,7 +93,7 @@ def cheapen(outlook: Outlook) -> Decision:
         if hourly < outlook.hourly_now * (1 - 1e-9):
             return _shrink(outlook, size, "price-limit")
     return Hold(
-        f"{snapshot.limits.floor} workers are needed and cost more than is allowed.",
+        f"The {workers(snapshot.limits.floor)} needed cost more than is allowed.",
         code="price-limit",
     )
 
@@ -102,15 +101,18 @@ def cheapen(outlook: Outlook) -> Decision:
 def pick_size(outlook: Outlook, sizes: NDArray[np.int64]) -> int:
     """Returns the size that suits best, of those given; at least one is.
 
-    Sizes beyond the limit of the price are taken only when there are no others, and
-    then the smallest.
+    How fast it has to run is judged by all sizes that the run could have, not only by
+    these. Sizes beyond the limit of the price are taken only when there are no
+    others, and then the smallest.
     """
     affordable = outlook.affordable(outlook.moves(sizes))
     if not affordable.any():
         return int(sizes[0])
     sizes = sizes[affordable]
+    every = outlook.moves(outlook.sizes)
+    running_s = outlook.weigh(every).running_s[outlook.affordable(every)]
     weighed = outlook.weigh(outlook.moves(sizes))
-    acceptable = weighed.running_s <= outlook.bound_s(weighed.running_s)
+    acceptable = weighed.running_s <= outlook.bound_s(running_s)
     acceptable &= weighed.time_s <= outlook.time_limit_s
     return int(sizes[cheapest(weighed.time_s, weighed.cost, acceptable) or 0])
 
@@ -125,7 +127,7 @@ def _shrink(outlook: Outlook, size: int, code: str) -> Shrink:
     snapshot = outlook.snapshot
     nodes, _ = outlook.supply.placement(size)
     now = snapshot.num_workers
-    change = f"{now} workers move" if size == now else f"{now} to {size} workers"
+    change = "Workers move" if size == now else f"{workers(size)} instead of {now}"
     return Shrink(
         size,
         left_nodes(snapshot, nodes),
@@ -137,7 +139,7 @@ def _shrink(outlook: Outlook, size: int, code: str) -> Shrink:
 
 def _grow(outlook: Outlook, size: int, code: str, reason: str) -> Grow:
     nodes, add = outlook.supply.placement(size)
-    action = "new nodes are asked for" if add else f"{size} workers fit now"
+    action = "new nodes are asked for" if add else f"{workers(size)} fit now"
     return Grow(
         size,
         tuple((kind.name, count) for kind, count in add),
@@ -148,19 +150,19 @@ def _grow(outlook: Outlook, size: int, code: str, reason: str) -> Grow:
     )
 
 
-def _replace(snapshot: ClusterSnapshot, code: str) -> Decision:
+def _replace(outlook: Outlook, code: str) -> Decision:
     """Returns how the run asks for nodes before it leaves those that it has."""
+    snapshot = outlook.snapshot
     floor = snapshot.limits.floor
     if snapshot.num_pending_slots:
         return Hold(
             f"{_sentence(code)}; nodes to replace it are starting.",
             code="replacement-pending",
         )
-    outlook = Outlook(snapshot)
     sizes = outlook.sizes[outlook.sizes <= snapshot.num_workers]
     if not len(sizes):
         return Hold(
-            f"{_sentence(code)} and {floor} workers are needed: the run will wait at "
+            f"{_sentence(code)} and it needs {workers(floor)}: the run will wait at "
             "its last checkpoint until there is room.",
             code=_BLOCKED[code],
         )

@@ -99,7 +99,7 @@ def split_of(num_shares: int, num_workers: int) -> ShareSplit | None:
     most = len(assign_shares(num_shares, num_workers, 0))
     least = len(assign_shares(num_shares, num_workers, num_workers - 1))
     # Share i lies on rank i modulo the ranks, so the first V mod n hold one more.
-    numerator = num_workers * least + (num_shares % num_workers) * (most > least)
+    numerator = num_workers * least + num_shares % num_workers
     return ShareSplit(least, most, numerator, num_shares)
 
 
@@ -121,9 +121,7 @@ def assess(
         outlook: The outlook on this snapshot, when there is one already.
     """
     limits = snapshot.limits
-    shares_after = split_of(limits.num_shares, num_workers)
     held = [node for node in snapshot.nodes if node.num_workers]
-    pause_s = limits.resize_s
     start_s = max((kind.start_s for kind, _ in add), default=0.0)
     before, after = None, None
     if snapshot.num_steps_left:
@@ -141,7 +139,7 @@ def assess(
         num_workers_before=snapshot.num_workers,
         num_workers_after=num_workers,
         shares_before=split_of(limits.num_shares, snapshot.num_workers),
-        shares_after=shares_after,
+        shares_after=split_of(limits.num_shares, num_workers),
         floor_kept=limits.floor <= num_workers <= limits.num_shares,
         num_steps=snapshot.num_steps_left,
         time_before_s=before and before[0],
@@ -150,7 +148,7 @@ def assess(
         money_after=after[1] if after and priced and priced_after else None,
         node_hours_before=before and before[2],
         node_hours_after=after and after[2],
-        pause_s=pause_s,
+        pause_s=limits.resize_s,
         start_s=start_s,
         regions_before=_regions([node.region for node in held]),
         regions_after=_regions(places),

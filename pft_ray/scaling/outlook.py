@@ -90,13 +90,12 @@ class Outlook:
 
     Args:
         snapshot: The snapshot.
-        new: Whether nodes may be added.
     """
 
-    def __init__(self, snapshot: ClusterSnapshot, *, new: bool = True) -> None:
+    def __init__(self, snapshot: ClusterSnapshot) -> None:
         self.snapshot = snapshot
         self.prices = Prices.of(snapshot)
-        self.supply: Supply = supply_of(snapshot, self.prices, new=new)
+        self.supply: Supply = supply_of(snapshot, self.prices)
         self.phases = snapshot.phases_left()
         held = [node for node in snapshot.nodes if node.num_workers]
         self.hourly_now = sum(self.prices.hourly(node) for node in held)
@@ -116,6 +115,11 @@ class Outlook:
             np.zeros(1),
             np.zeros(1),
         )
+
+    def sizes_there(self) -> NDArray[np.int64]:
+        """Returns the sizes that fit on nodes that are there."""
+        there = self.supply.last_place(self.sizes) < self.supply.num_there
+        return self.sizes[there]
 
     @property
     def time_limit_s(self) -> float:

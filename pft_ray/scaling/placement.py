@@ -159,12 +159,12 @@ def usable_kinds(snapshot: ClusterSnapshot, prices: Prices) -> list[NodeType]:
     return sorted(usable, key=rank)
 
 
-def supply_of(snapshot: ClusterSnapshot, prices: Prices, *, new: bool) -> Supply:
-    """Returns the usable places; with ``new`` those that may be added, too."""
+def supply_of(snapshot: ClusterSnapshot, prices: Prices) -> Supply:
+    """Returns the usable places: nodes that are there, then those that may be added."""
     places: list[Node | NodeType] = list(usable_nodes(snapshot, prices))
     num_there = len(places)
     wanted = snapshot.limits.max_workers - sum(place.num_slots for place in places)
-    for kind in usable_kinds(snapshot, prices) if new else ():
+    for kind in usable_kinds(snapshot, prices):
         num_new = min(kind.num_available, -(-max(0, wanted) // kind.num_slots))
         places.extend([kind] * num_new)
         wanted -= num_new * kind.num_slots

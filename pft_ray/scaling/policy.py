@@ -15,7 +15,8 @@ Rules, in this order:
    (:meth:`~pft_ray.scaling.outlook.Outlook.pays_off`).
 6. Rest: ``min_interval_s`` after a resize, and none that saves less than
    ``min_saving`` of the time or of the cost.
-7. Near exhaustion, when what is left takes less than a rest and a pause, the run
+7. Nodes for the next phase are asked for while the last steps of this one are made.
+8. Near exhaustion, when what is left takes less than a rest and a pause, the run
    never grows, and shrinks without rest whenever that costs less at all.
 """
 
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pft_ray.scaling import forced
-from pft_ray.scaling.decision import Decision, Grow, Hold, Shrink
+from pft_ray.scaling.decision import Decision, Grow, Hold, Shrink, workers
 from pft_ray.scaling.guard import Policy, guarded, load_policy
 from pft_ray.scaling.outlook import Outlook
 from pft_ray.scaling.pareto import cheapest
@@ -82,7 +83,7 @@ def _obstacle(outlook: Outlook) -> Hold | None:
     limits, prices = outlook.snapshot.limits, outlook.prices
     if limits.floor == limits.max_workers:
         return Hold(
-            f"The run may have {limits.floor} workers, no more and no fewer.",
+            f"The run may have {workers(limits.floor)}, no more and no fewer.",
             code="horizontal-closed",
         )
     if prices.known and not prices.whole:
@@ -111,11 +112,11 @@ class _Choice:
         possible = self._possible()
         picked = self._pick(possible, possible & self._worth_their_start())
         if picked == _STAY:
-            return self._hold(self._pick(possible))
+            return self._ahead() or self._hold(self._pick(possible))
         saved = self._saved(picked)
         held = self._rest(picked, saved)
         if held is not None:
-            return held
+            return self._ahead() or held
         if self._sizes[picked] > self._snapshot.num_workers:
             return self._grow(picked)
         return self._shrink(picked, saved)
@@ -189,12 +190,37 @@ class _Choice:
         in_time = self._times[picked] <= self._outlook.time_limit_s
         if saved < limits.min_saving and not (self._late and in_time):
             return Hold(
-                f"{self._sizes[picked]} workers would save {saved:.1%}; a resize must "
-                f"save {limits.min_saving:.0%}.",
+                f"{workers(int(self._sizes[picked]))} would save {saved:.1%}; a resize "
+                f"must save {limits.min_saving:.0%}.",
                 self._impact(picked),
                 "small-saving",
             )
         return None
+
+    def _ahead(self) -> Grow | None:
+        """Returns a request for the nodes of the next phase when it is time for it.
+
+        They start while the last steps of this phase are made; the resize comes with
+        the first decision of the next one.
+        """
+        size = self._outlook.rest.first_size
+        if self._near_end or size is None or size <= self._snapshot.num_workers:
+            return None
+        moves = self._outlook.moves(np.array([size], dtype=np.int64))
+        start_s, now = float(moves.start_s[0]), self._snapshot.num_workers
+        ready_s = start_s + self._snapshot.limits.resize_s
+        nodes, add = self._outlook.supply.placement(size)
+        worth = self._outlook.affordable(moves) & self._outlook.pays_off(moves)
+        if not add or self._running[_STAY] > ready_s or not worth[0]:
+            return None
+        return Grow(
+            size,
+            tuple((kind.name, count) for kind, count in add),
+            f"{workers(size)} instead of {now} suit the next phase; nodes start now.",
+            forced.impact_of(self._outlook, size),
+            "next-phase",
+            left_nodes(self._snapshot, nodes),
+        )
 
     def _hold(self, wanted: int) -> Hold:
         now, limits = self._snapshot.num_workers, self._snapshot.limits
@@ -215,17 +241,17 @@ class _Choice:
             return Hold(
                 "No slot is free and no node can be added.", code="horizontal-closed"
             )
-        return Hold(f"{now} workers suit the steps that are left.")
+        return Hold(f"{workers(now)} suit the steps that are left.")
 
     def _grow(self, picked: int) -> Grow:
         size = int(self._sizes[picked])
         saved = 1 - self._times[picked] / self._times[_STAY]
         nodes, add = self._outlook.supply.placement(size)
-        gain = "meet the deadline" if self._late else f"save {saved:.0%} of the time"
+        gain = "meets the deadline" if self._late else f"saves {saved:.0%} of the time"
         return Grow(
             size,
             tuple((kind.name, count) for kind, count in add),
-            f"{size} workers instead of {self._snapshot.num_workers} {gain}.",
+            f"{workers(size)} instead of {self._snapshot.num_workers}: {gain}.",
             self._impact(picked),
             "deadline" if self._late else "faster",
             left_nodes(self._snapshot, nodes),
@@ -234,15 +260,15 @@ class _Choice:
     def _shrink(self, picked: int, saved: float) -> Shrink:
         size, now = int(self._sizes[picked]), self._snapshot.num_workers
         nodes, _ = self._outlook.supply.placement(size)
-        what, code = f"{size} workers instead of {now}", "cheaper"
+        what, code = f"{workers(size)} instead of {now}", "cheaper"
         if self._near_end:
             code = "near-exhaustion"
         elif size == now:
-            what, code = f"{now} workers on fewer or cheaper nodes", "consolidate"
+            what, code = f"{workers(now)} on fewer or cheaper nodes", "consolidate"
         return Shrink(
             size,
             left_nodes(self._snapshot, nodes),
-            f"{what} save {saved:.0%} of what is left to spend.",
+            f"{what}: saves {saved:.0%} of the time or cost left.",
             self._impact(picked),
             code,
         )

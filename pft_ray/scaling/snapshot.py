@@ -186,7 +186,7 @@ class Limits:
         """Says whether a shard may lie in ``region``."""
         if self.allowed_regions is None:
             return True
-        return bool(region) and region in self.allowed_regions
+        return region in self.allowed_regions
 
     def _check_regions(self) -> None:
         given: Any = self.allowed_regions

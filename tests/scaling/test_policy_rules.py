@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pft_ray.scaling import Grow, Hold, Shrink, decide, guarded
 from tests.scaling.clusters import after, healthy_snapshots, snapshots
 
-MANY = settings(max_examples=300, deadline=None)
+MANY = settings(max_examples=200, deadline=None)
 
 
 def bad_nodes(seen):
