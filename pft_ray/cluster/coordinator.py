@@ -333,7 +333,11 @@ class Coordinator:
             if self._stop or step != current.charged:
                 self._boundary.leave()
                 return False
-            return self._boundary.park(step)
+            was_met = self._boundary.stage == "met"
+            waits = self._boundary.park(step)
+            if waits and was_met:
+                self._note("parked", step=step, num_workers=len(current.tokens))
+            return waits
 
     def approve_resize(self, num_workers: int) -> bool:
         """Lets the worker group be ended for one of another size.

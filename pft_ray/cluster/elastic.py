@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ _ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
 }
 _CALL_TIMEOUT_S = 5.0
+_PAUSE_S = 0.25
 _LOG = logging.getLogger("pft_ray.elastic")
 
 
@@ -95,6 +97,7 @@ class BoundaryPolicy(ScalingPolicy):  # type: ignore[misc]  # Ray has no types
         super().__init__(scaling_config)
         self._settings = settings
         self._resizer: Resizer | None = None
+        self._places: Any = None
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """Returns the size to start with; none while there is no room yet.
@@ -103,11 +106,16 @@ class BoundaryPolicy(ScalingPolicy):  # type: ignore[misc]  # Ray has no types
             PlacementError: The minimum found no room in time.
         """
         try:
-            return self._resize(self._the_resizer.at_start())
+            self._free_old_places()
+            num_workers = self._the_resizer.at_start()
         except PlacementError:
             raise
         except Exception as error:  # noqa: BLE001 - see the class
-            return self._hold(error)
+            num_workers = None
+            self._hold(error)
+        if num_workers is None:
+            time.sleep(_PAUSE_S)  # the controller asks again without any pause
+        return self._resize(num_workers)
 
     def make_decision_for_running_worker_group(
         self,
@@ -115,6 +123,7 @@ class BoundaryPolicy(ScalingPolicy):  # type: ignore[misc]  # Ray has no types
         worker_group_status: Any,  # noqa: ARG002 - Ray's signature
     ) -> ScalingDecision:
         """Returns a resize once the workers are parked for it."""
+        self._places = worker_group_state.placement_group_handle
         roster = Counter(
             str(worker.metadata.node_id) for worker in worker_group_state.workers
         )
@@ -122,6 +131,16 @@ class BoundaryPolicy(ScalingPolicy):  # type: ignore[misc]  # Ray has no types
             return self._resize(self._the_resizer.while_running(roster))
         except Exception as error:  # noqa: BLE001 - see the class
             return self._hold(error)
+
+    def _free_old_places(self) -> None:
+        """Gives up the places of a group that has ended.
+
+        Ray Train frees them when the next group starts. Until then Ray moves those of
+        a lost node to other nodes, whose room the next group could not see.
+        """
+        places, self._places = self._places, None
+        if places is not None:
+            places.shutdown()
 
     def _get_num_workers_for_resource_request(self) -> int:
         return self._settings.limits.max_workers

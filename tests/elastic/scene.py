@@ -13,11 +13,12 @@ from pathlib import Path
 
 import yaml
 
+from pft_ray.accounting.accountants import epsilon as epsilon_of
 from pft_ray.assurance.claims import collect_claims
 from pft_ray.cluster.cluster_file import load_local_nodes
 from pft_ray.cluster.nodes import AutoscalingNodes
 from pft_ray.cluster.registration import create_budget
-from pft_ray.config import build_job, load_job
+from pft_ray.config import build_job, load_job, read_job
 from pft_ray.ledger import verify
 from pft_ray.ledger.home import ledger_location
 from tests.tiny_job import write_job
@@ -177,5 +178,13 @@ def rosters(run: Run) -> list[list[int]]:
     return [event["num_workers"] for event in run.of("resized")]
 
 
-def yaml_of(path: Path) -> dict:
-    return yaml.safe_load(path.read_text())
+def fixed_epsilon(run: Run) -> float:
+    """Returns what a run of a fixed size reports, whose plan is priced anew."""
+    content = yaml.safe_load(run.job.read_text())
+    shares = content["cluster"]["elastic"]["max_workers"]
+    content["cluster"] = {"workers": 1}
+    content["training"]["noise_shares"] = shares
+    plan = build_job(read_job(content), run.job.parent).plan
+    assert plan == build_job(load_job(run.job), run.job.parent).plan
+    look = plan.evaluation
+    return max(epsilon_of(plan.event, plan.delta), epsilon_of(look.event, look.delta))
