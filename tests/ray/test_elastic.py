@@ -1,4 +1,4 @@
-"""Elastic runs on a real autoscaling cluster of this machine: out, in, and lost nodes."""
+"""Elastic runs on a real autoscaling cluster: out, in, and nodes that are lost."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 
-from pft_ray.config import build_job, load_job
 from tests.elastic.scene import (
     ROOT,
     Run,
     assert_sound,
     autoscaling_cluster,
     elastic_job,
+    fixed_epsilon,
     rosters,
     worker_nodes,
 )
@@ -72,12 +71,9 @@ def test_out_and_in_again_makes_no_step_twice(cluster, tmp_path):
     assert end["status"] == "completed"
     assert rosters(run)[:2] == [[1, 2], [2, 1]]
     notes = run.operator
-    plan = build_job(load_job(job), job.parent)
     assert notes["attempts"] == 1
     assert notes["num_steps_charged"] == notes["num_steps_released"] == 40
-    assert end["report"]["epsilon"] == pytest.approx(plan.epsilon, abs=1e-9) or (
-        end["report"]["epsilon"] >= plan.epsilon
-    )
+    assert end["report"]["epsilon"] == fixed_epsilon(run)
     assert_sound(run, end)
     assert leaving not in worker_nodes(run)
 
@@ -96,21 +92,11 @@ def test_a_node_lost_without_notice_is_paid_from_the_reserve(cluster, tmp_path):
     try:
         run.wait_for(lambda: run.status.get("step", 0) >= 6, "some steps")
         lost, at = worker_nodes(run)[0], run.status["num_steps_charged"]
-        killed = time.time()
         assert kill_node(cluster, lost)
-        again = run.wait_for(
-            lambda: (
-                [e for e in run.of("charged") if e["time"] > killed + 0.5]
-                and run.status["attempts"] > 1
-                and run.status
-            ),
-            "the next step",
-        )
-        took_s = again["time"] - killed
+        run.wait_for(lambda: run.status["attempts"] > 1, "the next attempt")
         end = run.to_the_end()
     finally:
         run.close()
-    print(f"from the kill to the next charge: {took_s:.1f} s")  # noqa: T201
     assert end["status"] == "completed"
     notes = run.operator
     assert notes["attempts"] == 2
