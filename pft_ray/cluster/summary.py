@@ -8,6 +8,8 @@ from pft_ray.assurance.report import BlockLine, Look, ReportFacts, build_report
 from pft_ray.assurance.report_html import render_html
 from pft_ray.assurance.utility import evaluation_utility
 from pft_ray.cluster.filter_jobs import by_accountant, curve_of, filter_lines
+from pft_ray.cluster.run_folder import EVENTS_FILE
+from pft_ray.cluster.scaling_story import read_story
 from pft_ray.training.headers import write_file
 
 if TYPE_CHECKING:
@@ -43,7 +45,14 @@ def write_results(
     """
     folder.write_json(
         "operator.json",
-        operator_document(ledger, folder, outcome, released, elapsed_s),
+        operator_document(
+            ledger,
+            folder,
+            outcome,
+            released,
+            elapsed_s,
+            is_elastic=built.job.cluster.elastic is not None,
+        ),
         private=True,
     )
     if outcome.status not in RELEASED:
@@ -61,6 +70,8 @@ def operator_document(
     outcome: FitOutcome,
     released: dict[int, int],
     elapsed_s: float,
+    *,
+    is_elastic: bool = False,
 ) -> dict[str, Any]:
     """Returns operator.json: counts, times and causes, never served or exported."""
     status = ledger.run_status(folder.run_id)
@@ -90,6 +101,7 @@ def operator_document(
             "sequence": position.sequence,
             "root": position.root,
         },
+        **({} if not is_elastic else read_story(folder.path / EVENTS_FILE)),
     }
 
 
