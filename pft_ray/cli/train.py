@@ -113,6 +113,21 @@ def _show_dry_run(facts: dict[str, Any], *, as_json: bool) -> None:
     render.console().print("Everything checks; nothing was reserved or trained.")
 
 
+def _scaling(result: RunResult) -> dict[str, Any]:
+    """Returns resizes and the number of decisions of an elastic run, else nothing."""
+    from pft_ray.cluster.run_folder import EVENTS_FILE
+    from pft_ray.cluster.scaling_story import read_story
+
+    story = read_story(result.folder / EVENTS_FILE)
+    if not story["scaling_decisions"]:
+        return {}
+    keys = ("step", "from", "to")
+    return {
+        "resizes": [{key: item[key] for key in keys} for item in story["resizes"]],
+        "decisions": story["scaling_decisions"],
+    }
+
+
 def _show(result: RunResult, *, as_json: bool) -> None:
     from pft_ray.assurance.wording import round_up
 
@@ -124,6 +139,7 @@ def _show(result: RunResult, *, as_json: bool) -> None:
                 "status": result.status,
                 "resumed": result.resumed,
                 "report": result.report,
+                **_scaling(result),
             }
         )
         return

@@ -9,6 +9,7 @@ from pft_ray.assurance.report_html import render_html
 from pft_ray.assurance.utility import evaluation_utility
 from pft_ray.cluster.filter_jobs import by_accountant, curve_of, filter_lines
 from pft_ray.cluster.run_folder import EVENTS_FILE
+from pft_ray.cluster.scaling_plot import write_scaling_plot
 from pft_ray.cluster.scaling_story import read_story
 from pft_ray.training.headers import write_file
 
@@ -55,12 +56,14 @@ def write_results(
         ),
         private=True,
     )
-    if outcome.status not in RELEASED:
-        return None
-    facts = report_facts(built, ledger, folder.run_id, outcome.worker)
-    report = build_report(facts)
-    folder.write_json("report.json", report)
-    write_file(folder.path / "report.html", render_html(report, facts).encode())
+    report = None
+    if outcome.status in RELEASED:
+        facts = report_facts(built, ledger, folder.run_id, outcome.worker)
+        report = build_report(facts)
+        folder.write_json("report.json", report)
+        write_file(folder.path / "report.html", render_html(report, facts).encode())
+    if built.job.cluster.elastic is not None:
+        write_scaling_plot(folder.path)
     return report
 
 
