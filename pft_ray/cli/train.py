@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pft_ray.cli import render
 from pft_ray.cli.options import JobArgument, JsonOption, LedgerOption, SetOption
-from pft_ray.cli.queue import WaitLine, WaitOption, wait_words
+from pft_ray.cli.queue import WaitOption
+from pft_ray.cli.train_display import Display
 from pft_ray.errors import EXIT_BUDGET, EXIT_OTHER, InputError
 
 if TYPE_CHECKING:
-    from pft_ray.cluster.trainer import PrivateTrainer, RunResult
-    from pft_ray.ledger import WaitingRun
+    from pft_ray.cluster.trainer import RunResult
 
 
 def train(
@@ -51,7 +49,7 @@ def train(
         from pft_ray.cluster.trainer import PrivateTrainer
         from pft_ray.ledger.home import ledger_location
 
-        with _Display(as_json=as_json) as display:
+        with Display(as_json=as_json) as display:
             trainer = PrivateTrainer(
                 job,
                 overrides=set_ or [],
@@ -69,7 +67,13 @@ def train(
                 facts = trainer.check()
             else:
                 display.start(trainer)
-                result = trainer.fit(address=address, new=new, resume=resume, wait=wait)
+                result = trainer.fit(
+                    address=address,
+                    new=new,
+                    resume=resume,
+                    wait=wait,
+                    on_event=display.tell,
+                )
     finally:
         render.restore_stdout(saved)
     if result is None:
@@ -109,6 +113,21 @@ def _show_dry_run(facts: dict[str, Any], *, as_json: bool) -> None:
     render.console().print("Everything checks; nothing was reserved or trained.")
 
 
+def _scaling(result: RunResult) -> dict[str, Any]:
+    """Returns resizes and the number of decisions of an elastic run, else nothing."""
+    from pft_ray.cluster.run_folder import EVENTS_FILE
+    from pft_ray.cluster.scaling_story import read_story
+
+    story = read_story(result.folder / EVENTS_FILE)
+    if not story["scaling_decisions"]:
+        return {}
+    keys = ("step", "from", "to")
+    return {
+        "resizes": [{key: item[key] for key in keys} for item in story["resizes"]],
+        "decisions": story["scaling_decisions"],
+    }
+
+
 def _show(result: RunResult, *, as_json: bool) -> None:
     from pft_ray.assurance.wording import round_up
 
@@ -120,6 +139,7 @@ def _show(result: RunResult, *, as_json: bool) -> None:
                 "status": result.status,
                 "resumed": result.resumed,
                 "report": result.report,
+                **_scaling(result),
             }
         )
         return
@@ -152,87 +172,3 @@ def _show(result: RunResult, *, as_json: bool) -> None:
         )
     rows.append(("report", result.folder / "report.html"))
     render.print_facts(rows)
-
-
-class _Display:
-    """The operator's progress line: steps, epsilon, speed, time left."""
-
-    def __init__(self, *, as_json: bool) -> None:
-        self._enabled = not as_json and sys.stderr.isatty()
-        self._wait_line = WaitLine(enabled=not as_json)
-        self._progress: Any = None
-        self._task: Any = None
-        self._curve: list[tuple[int, float]] = []
-        self._target = 0.0
-        self._first: tuple[float, int] | None = None
-
-    def __enter__(self) -> _Display:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-
-    def start(self, trainer: PrivateTrainer) -> None:
-        """Says what is about to run and prepares the epsilon curve."""
-        from pft_ray.assurance.wording import round_up
-        from pft_ray.cluster.filter_jobs import curve_of
-
-        plan = trainer.built.plan
-        shown = round_up(trainer.built.epsilon, 4)
-        out = render.console(stderr=True)
-        out.print(
-            f"{trainer.built.job.name}: epsilon {shown} at delta "
-            f"{plan.delta:g}, T {plan.num_steps} + reserve {plan.fault_reserve}, "
-            f"workers {trainer.built.job.cluster.workers}",
-            markup=False,
-        )
-        self._target = trainer.built.epsilon
-        if not self._enabled:
-            return
-        self._curve = curve_of(trainer.built)
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self._progress = Progress(
-            TextColumn("step {task.completed}/{task.total}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-            console=out,
-        )
-        self._task = self._progress.add_task("starting Ray", total=plan.num_steps)
-        self._progress.start()
-
-    def wait(self, row: WaitingRun) -> None:
-        """Shows where the run stands in the queue."""
-        if self._progress is None:
-            self._wait_line(row)
-        else:
-            self._progress.update(self._task, description=wait_words(row))
-
-    def update(self, status: dict[str, Any]) -> None:
-        """Shows the coordinator's status."""
-        if self._progress is None:
-            return
-        step, charged = status["step"], status["num_steps_charged"]
-        now = time.monotonic()
-        if step > 0 and self._first is None:
-            self._first = (now, step)
-        words = [f"paid {charged}/{status['num_steps_max']}"]
-        spent = self._epsilon_at(charged)
-        words.append(f"epsilon {spent:.2f} now, {self._target:.2f} reserved")
-        if self._first is not None and step > self._first[1]:
-            speed = (step - self._first[1]) / (now - self._first[0])
-            left_s = (status["num_steps"] - step) / speed
-            words.append(f"{speed:.2f} steps/s, {left_s:.0f} s left")
-        if status["attempts"] > 1:
-            words.append(f"attempt {status['attempts']}")
-        self._progress.update(self._task, completed=step, description=", ".join(words))
-
-    def _epsilon_at(self, charged: int) -> float:
-        """Epsilon of the steps so far, for information, from the prepared curve."""
-        value = 0.0
-        for steps, epsilon in self._curve:
-            if steps <= charged:
-                value = epsilon
-        return value

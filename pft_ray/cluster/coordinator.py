@@ -406,6 +406,7 @@ class Coordinator:
                 "released": dict(self._released),
                 "epoch": self._epoch,
                 "scaling": self._scaling,
+                "boundary": self._boundary.to_dict(),
             }
 
     def request_stop(self) -> None:

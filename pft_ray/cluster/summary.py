@@ -8,6 +8,9 @@ from pft_ray.assurance.report import BlockLine, Look, ReportFacts, build_report
 from pft_ray.assurance.report_html import render_html
 from pft_ray.assurance.utility import evaluation_utility
 from pft_ray.cluster.filter_jobs import by_accountant, curve_of, filter_lines
+from pft_ray.cluster.run_folder import EVENTS_FILE
+from pft_ray.cluster.scaling_plot import write_scaling_plot
+from pft_ray.cluster.scaling_story import read_story
 from pft_ray.training.headers import write_file
 
 if TYPE_CHECKING:
@@ -43,15 +46,24 @@ def write_results(
     """
     folder.write_json(
         "operator.json",
-        operator_document(ledger, folder, outcome, released, elapsed_s),
+        operator_document(
+            ledger,
+            folder,
+            outcome,
+            released,
+            elapsed_s,
+            is_elastic=built.job.cluster.elastic is not None,
+        ),
         private=True,
     )
-    if outcome.status not in RELEASED:
-        return None
-    facts = report_facts(built, ledger, folder.run_id, outcome.worker)
-    report = build_report(facts)
-    folder.write_json("report.json", report)
-    write_file(folder.path / "report.html", render_html(report, facts).encode())
+    report = None
+    if outcome.status in RELEASED:
+        facts = report_facts(built, ledger, folder.run_id, outcome.worker)
+        report = build_report(facts)
+        folder.write_json("report.json", report)
+        write_file(folder.path / "report.html", render_html(report, facts).encode())
+    if built.job.cluster.elastic is not None:
+        write_scaling_plot(folder.path)
     return report
 
 
@@ -61,6 +73,8 @@ def operator_document(
     outcome: FitOutcome,
     released: dict[int, int],
     elapsed_s: float,
+    *,
+    is_elastic: bool = False,
 ) -> dict[str, Any]:
     """Returns operator.json: counts, times and causes, never served or exported."""
     status = ledger.run_status(folder.run_id)
@@ -90,6 +104,7 @@ def operator_document(
             "sequence": position.sequence,
             "root": position.root,
         },
+        **({} if not is_elastic else read_story(folder.path / EVENTS_FILE)),
     }
 
 

@@ -238,6 +238,35 @@ def test_a_death_does_not_show_in_what_is_released(finished, quiet):
         assert shape_of(result.folder / name) == shape_of(quiet.folder / name), name
 
 
+def test_scaling_does_not_show_in_what_is_released(tmp_path, monkeypatch, quiet):
+    """Decisions and resizes are in the events, and the report has no word of them."""
+    from tests.contracts.stage import FixedKeys
+
+    class Telling(FixedKeys):
+        def open_attempt(self, tokens, start, reason):
+            told = {"action": "grow", "num_workers": 2, "code": "zebra-code"}
+            told |= {"reason": "zebra-reason", "impact": None, "workers": 1}
+            self.tell_scaling(told, is_new=True)
+            self._note("resized", step=5, num_workers=[1, 2])
+            return super().open_attempt(tokens, start, reason)
+
+    monkeypatch.setattr(PrivateTrainer, "coordinator_class", Telling)
+    result, _ = run_tickets(tmp_path, monkeypatch)
+    events = (result.folder / "events.jsonl").read_text()
+    assert "zebra-reason" in events
+    assert '"resized"' in events
+    assert not (result.folder / "scaling.svg").exists(), "a run of a fixed size"
+    files = release_files(result.folder)
+    for path in files:
+        words = ["zebra", "scaling", "resize"] if "report" in path.name else ["zebra"]
+        assert find_words(path.read_bytes(), words) == [], path.name
+    assert set(result.report) == set(quiet.report) == REPORT_KEYS
+    names = [p.relative_to(result.folder) for p in files]
+    assert names == [p.relative_to(quiet.folder) for p in release_files(quiet.folder)]
+    for name in names:
+        assert shape_of(result.folder / name) == shape_of(quiet.folder / name), name
+
+
 def test_what_is_for_the_operator_can_be_read_by_the_operator_alone(finished):
     result, _, _ = finished
     for name in ("operator.json", "events.jsonl"):
