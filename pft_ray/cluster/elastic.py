@@ -115,10 +115,10 @@ class BoundaryPolicy(ScalingPolicy):  # type: ignore[misc]  # Ray has no types
         worker_group_status: Any,  # noqa: ARG002 - Ray's signature
     ) -> ScalingDecision:
         """Returns a resize once the workers are parked for it."""
-        roster = Counter(
-            str(worker.metadata.node_id) for worker in worker_group_state.workers
-        )
         try:
+            roster = Counter(
+                str(worker.metadata.node_id) for worker in worker_group_state.workers
+            )
             return self._resize(self._the_resizer.while_running(roster))
         except Exception as error:  # noqa: BLE001 - see the class
             return self._hold(error)
