@@ -10,6 +10,7 @@ import typer
 
 from pft_ray.cli import render
 from pft_ray.cli.adaptive import quantile_fields, quantile_rows
+from pft_ray.cli.elastic_plan import elastic_fields, elastic_lines
 from pft_ray.cli.filter_plan import filter_fields, priced_words, share_row, share_words
 from pft_ray.cli.options import JsonOption, LedgerOption, SetOption
 from pft_ray.cli.owners import mode_fields, mode_lines
@@ -225,7 +226,7 @@ def _price_job(job: Path, overrides: list[str], ledger: str | None) -> dict[str,
         result |= filter_fields(built)
     else:
         result |= _reserve_price(built.plan) | _compared(built)
-    result |= mode_fields(built)
+    result |= mode_fields(built) | elastic_fields(built)
     result["num_shares"] = built.plan.num_shares
     result["plan_digest"] = built.plan.digest
     result["blocks"] = _blocks(built, ledger)
@@ -320,6 +321,7 @@ def _show(result: dict[str, Any]) -> None:
             f"{result['num_steps_planned']} planned + {result['fault_reserve']} "
             f"reserve = T_max {result['num_steps_max']}",
         ),
+        *elastic_lines(result),
     ]
     rows.extend(quantile_rows(result))
     price = result.get("reserve_price")

@@ -111,7 +111,7 @@ def _steps(
                 "seconds_to_keep_a_record": probe.seconds_to_keep,
                 "seconds_a_step": [
                     {"workers": n, "seconds": serial_s + parallel_s / n}
-                    for n in _sizes(built.job.cluster.workers)
+                    for n in _sizes(built.job.cluster.most_workers)
                 ],
             }
         )

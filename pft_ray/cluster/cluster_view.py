@@ -71,7 +71,8 @@ def snapshot_of(
 ) -> ClusterSnapshot:
     """Returns the snapshot of a cluster's nodes and a run's state."""
     roster, pending = reading.roster, reading.pending
-    slots = {kind.name: kind.num_slots for kind in settings.kinds}
+    allows = settings.limits.allows
+    slots = {k.name: k.num_slots for k in settings.kinds if allows(k.region)}
     num_workers = sum(roster.values())
     keep_s = max((times["keep_s"] for times in reading.step_times), default=0.0)
     # A new group computes the frozen parts of its records anew.

@@ -152,6 +152,7 @@ class Coordinator:
             return False
         before = len(current.tokens)
         current.pass_to(tokens, start)
+        self._faults.forget_cause()
         self._boundary.leave()
         self._note("resized", step=start, num_workers=[before, len(tokens)])
         return True

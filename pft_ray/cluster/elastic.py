@@ -98,6 +98,7 @@ class BoundaryPolicy(ScalingPolicy):  # type: ignore[misc]  # Ray has no types
         self._settings = settings
         self._resizer: Resizer | None = None
         self._places: Any = None
+        self._failing_since: float | None = None
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """Returns the size to start with; none while there is no room yet.
@@ -108,11 +109,13 @@ class BoundaryPolicy(ScalingPolicy):  # type: ignore[misc]  # Ray has no types
         try:
             self._free_old_places()
             num_workers = self._the_resizer.at_start()
+            self._failing_since = None
         except PlacementError:
             raise
         except Exception as error:  # noqa: BLE001 - see the class
             num_workers = None
             self._hold(error)
+            self._give_up_in_time(error)
         if num_workers is None:
             time.sleep(_PAUSE_S)  # the controller asks again without any pause
         return self._resize(num_workers)
@@ -123,14 +126,29 @@ class BoundaryPolicy(ScalingPolicy):  # type: ignore[misc]  # Ray has no types
         worker_group_status: Any,  # noqa: ARG002 - Ray's signature
     ) -> ScalingDecision:
         """Returns a resize once the workers are parked for it."""
-        self._places = worker_group_state.placement_group_handle
-        roster = Counter(
-            str(worker.metadata.node_id) for worker in worker_group_state.workers
-        )
         try:
+            self._places = worker_group_state.placement_group_handle
+            roster = Counter(
+                str(worker.metadata.node_id) for worker in worker_group_state.workers
+            )
             return self._resize(self._the_resizer.while_running(roster))
         except Exception as error:  # noqa: BLE001 - see the class
             return self._hold(error)
+
+    def _give_up_in_time(self, error: Exception) -> None:
+        """Ends a run that stands still because nothing answers.
+
+        Raises:
+            PlacementError: It has done so for as long as a run waits for nodes.
+        """
+        now = time.monotonic()
+        since = self._failing_since = self._failing_since or now
+        if now - since > self._settings.placement_timeout_s:
+            raise PlacementError(
+                f"No size could be decided for {now - since:.0f} s "
+                f"({type(error).__name__}).",
+                "Look at the cluster; the same command resumes the run.",
+            ) from None
 
     def _free_old_places(self) -> None:
         """Gives up the places of a group that has ended.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pft_ray.cluster.cluster_file import REGION_LABEL, ClusterFile, load_cluster_file
 from pft_ray.errors import ConfigError
-from pft_ray.scaling import Limits, PriceTable, load_prices
+from pft_ray.scaling import Limits, PriceTable, load_policy, load_prices
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,7 +77,8 @@ def elastic_settings(built: BuiltJob, run_id: str) -> ElasticSettings:
     Raises:
         InputError: A file of prices or nodes cannot be read.
         ConfigError: A region is named that no node type has.
-        ScalingError: Limits or prices contradict one another.
+        ScalingError: Limits or prices contradict one another, or the policy cannot be
+            loaded.
     """
     cluster, plan = built.job.cluster, built.plan
     elastic = cluster.elastic
@@ -87,6 +88,8 @@ def elastic_settings(built: BuiltJob, run_id: str) -> ElasticSettings:
     prices = None
     if elastic.prices is not None:
         prices = load_prices(built.base_dir / elastic.prices)
+    if elastic.policy is not None:
+        load_policy(elastic.policy)  # what is misspelt is said before a run starts
     hours = elastic.deadline_hours
     limits = Limits(
         min_workers=elastic.min_workers,

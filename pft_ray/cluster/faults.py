@@ -41,6 +41,10 @@ class FaultCount:
         """Notes why the present roster will be replaced, told from outside of it."""
         self._public_cause = public_cause
 
+    def forget_cause(self) -> None:
+        """Drops a cause that explained no end: the roster was replaced as planned."""
+        self._public_cause = ""
+
     def name(
         self, current: Attempt | None, tokens: list[bytes], reason: str
     ) -> tuple[str, int | None]:

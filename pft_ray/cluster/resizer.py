@@ -8,13 +8,14 @@ registered, and park; the coordinator approves; the group is started anew.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pft_ray.cluster.cluster_view import NodeView, Reading, snapshot_of
 from pft_ray.cluster.faults import NODE_LOSS
-from pft_ray.errors import PlacementError
+from pft_ray.errors import PlacementError, ScalingError
 from pft_ray.scaling import Grow, Hold, Shrink, decide, guarded, load_policy
 
 if TYPE_CHECKING:
@@ -100,11 +101,12 @@ class Resizer:
     _asked: tuple[int, float] = (-1, float("-inf"))
     _told: tuple[Any, ...] = ()
     _is_warned: bool = False
+    _is_first: bool = True
+    _silent: frozenset[str] = frozenset()
     _step_times: list[dict[str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        name = self.settings.policy
-        self._policy = guarded(decide) if name is None else load_policy(name)
+        self._policy = _policy(self.settings.policy)
         self._size = self.settings.start_workers
         self._since = self._started = self.clock()
         limit = self.settings.limits.deadline_s
@@ -124,18 +126,16 @@ class Resizer:
         if not self._is_loss_clear():
             return None
         waited, limits = self.clock() - self._since, self.settings.limits
-        views = self.nodes.views(self._roster)
-        room = sum(view.num_slots for view in views if self._may_hold(view))
-        size = min(self._size, room, limits.max_workers)
-        is_first = not self._roster
-        if size >= limits.floor and (
-            not is_first or size == self._size or waited > self.settings.node_start_s
-        ):
+        room = self._room(self.nodes.views(self._roster))
+        wanted = max(self._size, limits.floor)
+        size = min(wanted, room, limits.max_workers)
+        is_late = waited > self.settings.node_start_s
+        if size >= limits.floor and (not self._is_first or size == wanted or is_late):
             self._ask(size)
             self._start(size)
             return size
-        self._ask(max(self._size, limits.floor))
-        if waited > self.settings.placement_timeout_s:
+        self._ask(wanted)
+        if size < limits.floor and waited > self.settings.placement_timeout_s:
             raise PlacementError(
                 f"The run needs room for {limits.floor} workers of "
                 f"{self.settings.cpus_per_worker:g} CPUs and found {room} within "
@@ -159,16 +159,21 @@ class Resizer:
             return True
         alive = {view.node_id for view in self.nodes.views(self._roster)}
         lost = set(self._roster) - alive
-        silent = [n for n in self._roster if n in alive and not self.nodes.answers(n)]
+        silent = {n for n in alive & set(self._roster) if not self.nodes.answers(n)}
         if silent and self.clock() - self._since < _MOST_DOUBT_S:
             return False
         if lost or silent:
             self.line.expect_new_roster(NODE_LOSS)
-            self._tell_words(f"{len(lost | set(silent))} node(s) of the run were lost.")
-            self._roster = {n: k for n, k in self._roster.items() if n in alive}
-            # What is left may be nothing, and the next start is no first one.
-            self._roster = self._roster or {"": 0}
+            # Each loss is told once: the next roster's end has a cause of its own.
+            self._drop(lost | silent)
+            self._silent |= silent
+            self._tell_words(f"{len(lost | silent)} node(s) of the run were lost.")
         return True
+
+    def _drop(self, node_ids: set[str] | frozenset[str]) -> None:
+        """Forgets nodes of the roster, so that nobody takes them for lost later."""
+        kept = {n: k for n, k in self._roster.items() if n not in node_ids}
+        self._roster = kept
 
     # -- a running group -------------------------------------------------------
 
@@ -178,29 +183,33 @@ class Resizer:
         Args:
             roster: Workers of the run by node id.
         """
-        self._roster = dict(roster)
-        self._size, self._since = sum(roster.values()), self.clock()
+        self._since = self.clock()
+        if roster:
+            self._roster, self._size = dict(roster), sum(roster.values())
+            self._is_first, self._silent = False, frozenset()
         if self._since - self._looked < _LOOK_EVERY_S:
             return None
         self._looked = self._since
         view = self.line.scaling_view()
         self._step_times = view["step_times"] or self._step_times
+        nodes, stage = self.nodes.views(self._roster), view["boundary"]["stage"]
+        self._warn(nodes)
         if self._target is not None:
-            return self._pursue(self._target, view["boundary"])
+            self._ask_again()
+            return self._pursue(self._target, stage, nodes)
         if view["is_stopping"]:
             return None
-        snapshot = self._snapshot(view)
-        self._warn(snapshot)
+        snapshot = self._snapshot(view, nodes)
         decision = self._decide(snapshot)
         self._tell(decision, snapshot)
-        self._act(decision)
+        self._act(decision, stage)
         return None
 
     def close(self) -> None:
         """Gives back what was asked for."""
         self.nodes.ask(0)
 
-    def _snapshot(self, view: dict[str, Any]) -> ClusterSnapshot:
+    def _snapshot(self, view: dict[str, Any], nodes: list[NodeView]) -> ClusterSnapshot:
         reading = Reading(
             now_s=self.clock(),
             roster=self._roster,
@@ -210,50 +219,61 @@ class Resizer:
             pending=self.nodes.num_pending(),
             last_resize_s=self._resized,
         )
-        return snapshot_of(self.settings, self.nodes.views(self._roster), reading)
+        return snapshot_of(self.settings, nodes, reading)
 
     def _decide(self, snapshot: ClusterSnapshot) -> Decision:
         if not self._step_times:
             return Hold("The workers measure made-up steps first.", code="early")
         return self._policy(snapshot)
 
-    def _act(self, decision: Decision) -> None:
+    def _act(self, decision: Decision, stage: str) -> None:
         if isinstance(decision, Hold):
-            # A running group holds its nodes by itself, and an asked-for floor may
-            # hold other ones that are idle.
-            if decision.code not in _AWAITING:
+            if stage not in ("none", "approved"):
+                # Asked for, and the reply was lost: nobody goes on with it.
+                self.line.give_up_boundary()
+            if decision.code in _AWAITING:
+                self._ask_again()
+            else:
+                # A running group holds its nodes by itself, and an asked-for floor
+                # may hold other ones that are idle.
                 self._ask(0)
             return
         self._ask(max(self._size, decision.num_workers))
         if isinstance(decision, Grow) and decision.add:
             return
-        if self.line.want_boundary(decision.num_workers):
+        # One that is approved belongs to the resize that is being made.
+        if stage != "approved" and self.line.want_boundary(decision.num_workers):
             self._target = decision
 
-    def _pursue(self, target: Grow | Shrink, boundary: dict[str, Any]) -> int | None:
-        """Goes on with a resize that was begun."""
-        if boundary["stage"] == "none":  # the workers gave it up, or began anew
+    def _pursue(
+        self, target: Grow | Shrink, stage: str, views: list[NodeView]
+    ) -> int | None:
+        """Goes on with a resize that was begun.
+
+        An approval whose reply was lost is found as the stage of the next look.
+        """
+        if stage == "none":  # the workers gave it up, or began anew
             self._target = None
             return None
-        views = self.nodes.views(self._roster)
-        room = sum(
-            view.num_slots
-            for view in views
-            if self._may_hold(view) and view.node_id not in target.leave
-        )
-        if room < target.num_workers:
+        stay = [view for view in views if view.node_id not in target.leave]
+        if self._room(stay) < target.num_workers:
             self.line.give_up_boundary()
-            self._tell_words("The room for the resize is gone; the run goes on.")
             self._target = None
+            self._tell_words("The room for the resize is gone; the run goes on.")
             return None
-        if boundary["stage"] != "parked":
+        if stage not in ("parked", "approved"):
+            return None
+        if stage == "parked" and not self.line.approve_resize(target.num_workers):
+            self._target = None
             return None
         self._target = None
-        if not self.line.approve_resize(target.num_workers):
-            return None
-        self._let_go(target, views)
-        self._ask(target.num_workers)
         self._size, self._resized = target.num_workers, self.clock()
+        # The group is waiting for its end: nothing may keep it from that now.
+        with contextlib.suppress(Exception):
+            self._let_go(target, views)
+        with contextlib.suppress(Exception):
+            self._ask(target.num_workers)
+        self._drop(set(target.leave))
         return target.num_workers
 
     def _let_go(self, target: Grow | Shrink, views: list[NodeView]) -> None:
@@ -264,8 +284,20 @@ class Resizer:
 
     # -- small things ----------------------------------------------------------
 
-    def _may_hold(self, view: NodeView) -> bool:
-        return not view.is_draining and self.settings.limits.allows(view.region)
+    def _room(self, views: list[NodeView]) -> int:
+        """Returns how many workers find room on nodes that stay and may hold them."""
+        return sum(
+            view.num_slots
+            for view in views
+            if not view.is_draining
+            and view.node_id not in self._silent
+            and self.settings.limits.allows(view.region)
+        )
+
+    def _ask_again(self) -> None:
+        """Keeps what was asked for last from running out."""
+        if self._asked[0] > 0:
+            self._ask(self._asked[0])
 
     def _ask(self, num_workers: int) -> None:
         """A standing request runs out by itself, so it is made again now and then."""
@@ -274,11 +306,14 @@ class Resizer:
             self.nodes.ask(num_workers)
             self._asked = (num_workers, self.clock())
 
-    def _warn(self, snapshot: ClusterSnapshot) -> None:
+    def _warn(self, views: list[NodeView]) -> None:
+        """Says it again while it lasts: the coordinator may have begun anew."""
         is_leaving = any(
-            node.num_workers and node.leaves_in_s is not None for node in snapshot.nodes
+            view.is_draining or view.leaves_in_s is not None
+            for view in views
+            if self._roster.get(view.node_id)
         )
-        if is_leaving != self._is_warned:
+        if is_leaving or self._is_warned:
             self.line.warn_of_leaving(is_leaving)
             self._is_warned = is_leaving
 
@@ -307,3 +342,14 @@ class Resizer:
     def _tell_words(self, reason: str) -> None:
         told = {"action": "note", "code": "note", "reason": reason}
         self.line.tell_scaling(told | {"workers": self._size}, is_new=True)
+
+
+def _policy(name: str | None) -> Policy:
+    """Returns the policy to ask; one that cannot be loaded here only holds."""
+    if name is None:
+        return guarded(decide)
+    try:
+        return load_policy(name)
+    except ScalingError as error:
+        held = Hold(error.message, code="policy-failed")
+        return lambda _: held

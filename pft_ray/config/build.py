@@ -14,7 +14,6 @@ from pft_ray.accounting.calibration import (
     calibrate_discrete_sigma,
     calibrate_noise_multiplier,
 )
-from pft_ray.accounting.defaults import default_fault_reserve, default_interval
 from pft_ray.accounting.owner_calibration import OwnerTarget, individualise
 from pft_ray.accounting.plan import (
     EvaluationPlan,
@@ -24,6 +23,7 @@ from pft_ray.accounting.plan import (
     canonical_json,
 )
 from pft_ray.accounting.user_levels import cheaper, price_user_levels
+from pft_ray.config.fault_plan import grant_size, interval_and_reserve
 from pft_ray.config.filters import (
     orders_of,
     shares_of,
@@ -287,16 +287,13 @@ def build_plan(job: JobSpec) -> tuple[Plan, float]:
 
     Raises:
         PlanError: No noise reaches the target.
+        ScalingError: A failure rate is out of range.
     """
     training = job.training
     size = job.data.num_train
     sample_rate = training.sample_rate or (training.batch_size or size) / size
     num_steps = job.num_steps
-    interval = training.checkpoint_interval or default_interval(num_steps)
-    grant_size = training.grant_size or default_interval(num_steps)
-    reserve = job.privacy.fault_reserve
-    if reserve is None:
-        reserve = default_fault_reserve(num_steps, interval, grant_size)
+    interval, reserve = interval_and_reserve(job)
     many = job.cluster.workers if job.privacy.mode == "sequential" else 1
     user, sigma = _user_level(job, sample_rate, num_steps + reserve)
     owners = None
@@ -313,7 +310,7 @@ def build_plan(job: JobSpec) -> tuple[Plan, float]:
         "delta": job.privacy.delta,
         "target_epsilon": _target(job),
         "num_shares": training.noise_shares or job.cluster.most_workers,
-        "grant_size": grant_size,
+        "grant_size": grant_size(job),
         "checkpoint_interval": interval,
         "relation_domain": "prepared" if prepared else "raw",
         "job_digest": job_digest(job),

@@ -72,6 +72,9 @@ class FaultsSection(Section):
     )
     step_s: Positive = Field(description="Seconds of a step.")
     checkpoint_s: Positive = Field(1.0, description="Seconds of a checkpoint.")
+    restart_s: _Seconds = Field(
+        20.0, description="Seconds from a failure to the next step."
+    )
     risk: Rate = Field(0.01, description="Chance that the reserve does not suffice.")
     max_reserve: Rate = Field(0.2, description="Most reserve, as a part of the steps.")
 

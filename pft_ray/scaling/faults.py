@@ -129,6 +129,7 @@ def choose_faults(
     max_reserve: float = 0.1,
     risk: float = 0.01,
     max_interval: int | None = None,
+    min_interval: int = 1,
 ) -> FaultPlan:
     """Returns the interval of least expected time whose reserve is not too large.
 
@@ -140,6 +141,7 @@ def choose_faults(
         max_reserve: Largest F as a part of T.
         risk: Accepted probability that F is used up.
         max_interval: Longest interval; None for no other bound than T.
+        min_interval: Shortest interval; T at most.
 
     Raises:
         ScalingError: A number is out of range.
@@ -150,7 +152,8 @@ def choose_faults(
     longest = model.num_steps
     if max_interval is not None:
         longest = min(longest, check_whole(max_interval, "max_interval", 1))
-    intervals = np.arange(1, longest + 1, dtype=np.float64)
+    shortest = min(longest, check_whole(min_interval, "min_interval", 1))
+    intervals = np.arange(shortest, longest + 1, dtype=np.float64)
     most = np.floor(max_reserve * model.num_steps / (intervals + model.grant_size))
     covered = np.minimum(_least_covered(model, intervals, risk, most), most)
     left = _risk_left(model, intervals, covered)

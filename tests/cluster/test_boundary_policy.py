@@ -1,0 +1,73 @@
+"""The seam into Ray Train raises nothing but the one error that ends a run."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+ray_train = pytest.importorskip("ray.train")
+
+from pft_ray.cluster.elastic import BoundaryPolicy  # noqa: E402
+from pft_ray.errors import (  # noqa: E402
+    CoordinatorUnreachableError,
+    PlacementError,
+    ScalingError,
+)
+from tests.cluster.resizing import settings_of  # noqa: E402
+
+FAULTS = [CoordinatorUnreachableError("away"), ScalingError("odd"), KeyError("x")]
+GROUP = SimpleNamespace(
+    workers=[SimpleNamespace(metadata=SimpleNamespace(node_id=n)) for n in "aab"]
+)
+
+
+class Resizer:
+    """Answers or raises as it is told."""
+
+    def __init__(self, answer):
+        self.answer, self.roster = answer, None
+
+    def at_start(self):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    def while_running(self, roster):
+        self.roster = dict(roster)
+        return self.at_start()
+
+    def close(self):
+        self.at_start()
+
+
+def policy(answer):
+    made = BoundaryPolicy(ray_train.ScalingConfig(num_workers=1), settings_of())
+    made._resizer = Resizer(answer)
+    return made
+
+
+@pytest.mark.parametrize("error", FAULTS)
+def test_a_fault_of_the_scaling_side_changes_nothing(error):
+    made = policy(error)
+    for decision in (
+        made.make_decision_for_non_running_worker_group(),
+        made.make_decision_for_running_worker_group(GROUP, None),
+        made.make_decision_for_running_worker_group(SimpleNamespace(), None),
+    ):
+        assert type(decision).__name__ == "NoopDecision"
+    made.before_controller_abort()
+
+
+def test_a_run_without_room_ends():
+    with pytest.raises(PlacementError):
+        policy(PlacementError("none")).make_decision_for_non_running_worker_group()
+
+
+def test_a_size_becomes_a_resize_of_whole_workers():
+    made = policy(2)
+    decision = made.make_decision_for_running_worker_group(GROUP, None)
+    assert (decision.num_workers, decision.resources_per_worker) == (2, {"CPU": 1.0})
+    assert made._resizer.roster == {"a": 2, "b": 1}
+    none = policy(None).make_decision_for_running_worker_group(GROUP, None)
+    assert type(none).__name__ == "NoopDecision"
