@@ -83,7 +83,7 @@ def test_nodes_size_and_impact_are_shown():
     assert "31 s" in text
     assert "workers 1 of 1-2, 1 slot(s) starting" in text
     assert "resize to 2: saved; the workers wait" in text
-    assert "noise shares a rank 2 -> 1/2" in text
+    assert "noise shares a rank 2 -> 1 of 2" in text
     assert "time 546 s -> 324 s" in text
     assert "node-hours 0.15 -> 0.18" in text
     assert "money" not in text
