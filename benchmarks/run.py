@@ -25,6 +25,8 @@ NAMES = (
     "engine",
     "scaling",
     "scaling_sim",
+    "elastic",
+    "node_kills",
     "quickstart",
     "agent_mail",
     "allocation",
