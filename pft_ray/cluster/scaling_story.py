@@ -77,10 +77,8 @@ def impact_words(impact: dict[str, Any] | None) -> str:
     parts = []
     before, after = impact["shares_before"], impact["shares_after"]
     if before and after:
-        whole = after["denominator"]
-        parts.append(
-            f"noise shares a rank {_range(before)} -> {_range(after)} of {whole}"
-        )
+        change = f"{_range(before)} -> {_range(after)} of {after['denominator']}"
+        parts.append(f"noise shares a rank {change}")
     for name, title, form in (
         ("time_{}_s", "time", "{:.0f} s"),
         ("money_{}", "money", "{:.2f}"),
