@@ -66,7 +66,7 @@ def _draw(events: list[dict[str, Any]], curve: list[tuple[float, int]]) -> bytes
             axes.axvline(event["time"] - begin, color=_WORKERS, linestyle=":")
     axes.set_ylim(0, max(sizes) + 0.5)
     axes.locator_params(axis="y", integer=True)
-    axes.set_xlabel("seconds since the start (^ grow, v shrink, x loss, ... resize)")
+    axes.set_xlabel("seconds since the start (^ grow, v shrink, x note, ... resize)")
     axes.set_ylabel("workers", color=_WORKERS)
     charged = [(e["time"] - begin, e["charged"]) for e in events if "charged" in e]
     if charged:

@@ -11,6 +11,7 @@ from pft_ray.cluster.filter_jobs import by_accountant, curve_of, filter_lines
 from pft_ray.cluster.run_folder import EVENTS_FILE
 from pft_ray.cluster.scaling_plot import write_scaling_plot
 from pft_ray.cluster.scaling_story import read_story
+from pft_ray.telemetry import get_logger
 from pft_ray.training.headers import write_file
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pft_ray.ledger import Ledger
 
 RELEASED = ("completed", "budget_exhausted")
+_LOG = get_logger("pft_ray.summary")
 
 
 def write_results(
@@ -63,7 +65,10 @@ def write_results(
         folder.write_json("report.json", report)
         write_file(folder.path / "report.html", render_html(report, facts).encode())
     if built.job.cluster.elastic is not None:
-        write_scaling_plot(folder.path)
+        try:
+            write_scaling_plot(folder.path)
+        except Exception as error:  # noqa: BLE001 - a picture is no reason to fail
+            _LOG.warning("no picture of the sizes: %s", type(error).__name__)
     return report
 
 
