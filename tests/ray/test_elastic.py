@@ -57,7 +57,7 @@ def lever(cluster, *arguments):
 
 def test_out_and_in_again_makes_no_step_twice(cluster, tmp_path):
     """The policy adds a worker; a spot notice takes its node; the run never stops."""
-    job = elastic_job(tmp_path / "job", steps=40)
+    job = elastic_job(tmp_path / "job", steps=20)
     run = Run.start(job, cluster)
     try:
         run.wait_for(lambda: worker_nodes(run), "the start")
@@ -72,7 +72,7 @@ def test_out_and_in_again_makes_no_step_twice(cluster, tmp_path):
     assert rosters(run)[:2] == [[1, 2], [2, 1]]
     notes = run.operator
     assert notes["attempts"] == 1
-    assert notes["num_steps_charged"] == notes["num_steps_released"] == 40
+    assert notes["num_steps_charged"] == notes["num_steps_released"] == 20
     assert end["report"]["epsilon"] == fixed_epsilon(run)
     assert_sound(run, end)
     assert leaving not in worker_nodes(run)
@@ -83,7 +83,7 @@ def test_a_node_lost_without_notice_is_paid_from_the_reserve(cluster, tmp_path):
     policy = "tests.elastic.policies:raising"
     job = elastic_job(
         tmp_path / "job",
-        steps=32,
+        steps=20,
         elastic={"policy": policy},
         cluster__workers=2,
         privacy__fault_reserve=12,
@@ -100,8 +100,8 @@ def test_a_node_lost_without_notice_is_paid_from_the_reserve(cluster, tmp_path):
     assert end["status"] == "completed"
     notes = run.operator
     assert notes["attempts"] == 2
-    assert at <= notes["num_steps_charged"] <= 32 + 12
-    assert notes["num_steps_in_model"] == 32
+    assert at <= notes["num_steps_charged"] <= 20 + 12
+    assert notes["num_steps_in_model"] == 20
     reasons = [event["reason"] for event in run.of("attempt_opened")]
     assert reasons == ["start", "node-loss"]
     codes = {event["code"] for event in run.of("scaling")}
