@@ -266,6 +266,24 @@ def test_an_operator_who_stops_the_run_stops_resizes(run):
     assert run.work() == "stop"
 
 
+def test_a_refused_approval_resizes_nothing(fixed):
+    """The operator stops the run between the look at it and the approval."""
+    fixed.look()
+    fixed.work()
+    views = fixed.nodes.views
+
+    def views_of_a_stopped_run(roster):
+        fixed.coordinator.request_stop()
+        return views(roster)
+
+    fixed.nodes.views = views_of_a_stopped_run
+    asked = len(fixed.nodes.asked)
+    assert fixed.look() is None
+    assert fixed.line.named("approve_resize") == [("approve_resize", 2, False)]
+    assert len(fixed.nodes.asked) == asked
+    assert fixed.work() == "stop"
+
+
 def test_a_plug_in_that_raises_only_holds(tmp_path):
     run = Run(tmp_path, policy="tests.cluster.resizing:raising")
     run.nodes.add("a")
