@@ -90,3 +90,12 @@ def test_nothing_is_approved_once_the_run_has_ended(coordinator):
     assert coordinator.park(attempt, 0, A, 3)
     coordinator.end_run("failed", 3)
     assert not coordinator.approve_resize(2)
+
+
+def test_workers_do_not_wait_where_a_later_step_was_charged(coordinator):
+    """Their checkpoint lacks steps that were made, or still may be."""
+    attempt = to_boundary(coordinator)
+    assert coordinator.request(attempt, 0, A, 6, 9).status == "granted"
+    assert not coordinator.park(attempt, 0, A, 3)
+    assert stage(coordinator) == "none"
+    assert not coordinator.approve_resize(2)
