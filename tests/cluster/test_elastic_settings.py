@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pft_ray.cluster import run_nodes
 from pft_ray.cluster.elastic_settings import (
     ElasticSettings,
     NodeKind,
@@ -256,6 +257,21 @@ def test_what_the_job_says_becomes_the_limits(tmp_path):
 def test_a_misspelt_policy_is_refused_before_a_run_starts(tmp_path, name):
     with pytest.raises(ScalingError):
         settings_of_job(tmp_path, {"policy": name})
+
+
+@pytest.mark.parametrize("address", [None, "host:6379"])
+def test_no_node_starts_for_a_misspelt_policy(tmp_path, monkeypatch, address):
+    local = ROOT / "clusters/autoscaling-local.yaml"
+    sizes = {"max_workers": 3, "policy": "no_such_module:function"}
+    job = read_job(job_dict(cluster__elastic=sizes, cluster__file=str(local)))
+    started = []
+    monkeypatch.setattr(run_nodes, "autoscaling_nodes", started.append)
+    with (
+        pytest.raises(ScalingError, match="no_such_module"),
+        run_nodes.run_nodes(build_job(job, tmp_path), address),
+    ):
+        started.append("the run")
+    assert started == []
 
 
 def test_a_policy_is_kept_by_its_name(tmp_path):
