@@ -11,9 +11,10 @@ import typer
 from pft_ray.cli import render
 from pft_ray.cli.adaptive import quantile_fields, quantile_rows
 from pft_ray.cli.elastic_plan import elastic_fields, elastic_lines
-from pft_ray.cli.filter_plan import filter_fields, priced_words, share_row, share_words
+from pft_ray.cli.filter_plan import filter_fields, priced_words
 from pft_ray.cli.options import JsonOption, LedgerOption, SetOption
 from pft_ray.cli.owners import mode_fields, mode_lines
+from pft_ray.cli.plan_blocks import block_fields, block_rows
 from pft_ray.errors import InputError
 
 _DELTA = 1e-5
@@ -229,7 +230,7 @@ def _price_job(job: Path, overrides: list[str], ledger: str | None) -> dict[str,
     result |= mode_fields(built) | elastic_fields(built)
     result["num_shares"] = built.plan.num_shares
     result["plan_digest"] = built.plan.digest
-    result["blocks"] = _blocks(built, ledger)
+    result["blocks"] = block_fields(built, ledger)
     return result
 
 
@@ -245,58 +246,6 @@ def _reserve_price(plan_value: Any) -> dict[str, Any]:
             "relative": price.extra_noise,
         }
     }
-
-
-def _blocks(built: Any, ledger: str | None) -> list[dict[str, Any]]:
-    """What the job asks of each block and what would be left of it."""
-    from pft_ray.ledger import Ledger
-    from pft_ray.ledger.home import keys_dir, ledger_location
-
-    location = (
-        ledger_location(ledger)
-        if ledger is not None
-        else ledger_location(built.job.ledger.url, built.base_dir)
-    )
-    rows = []
-    known = {}
-    if "://" in location or Path(location).exists():
-        opened = Ledger.open(location, keys_dir=keys_dir(), create=False)
-        known = {status.name: status for status in opened.blocks()}
-    for envelope in built.envelopes:
-        row: dict[str, Any] = {
-            "name": envelope.block,
-            "purpose": envelope.purpose,
-            "run_epsilon": envelope.epsilon,
-            "run_delta": envelope.delta,
-            "fits": None,
-        }
-        if envelope.block in built.block_owners:
-            row["owner"] = built.block_owners[envelope.block]
-        status = known.get(envelope.block)
-        if status is not None:
-            left = status.remaining_epsilon
-            row["epsilon_left_now"] = left
-            row["epsilon_left_after"] = left - envelope.epsilon
-            row["fits"] = (
-                left >= envelope.epsilon and status.remaining_delta >= envelope.delta
-            )
-            if (
-                not row["fits"]
-                and envelope.purpose == "training"
-                and "owner" not in row
-            ):
-                row["affordable"] = _affordable(built.plan, status)
-        rows.append(row)
-    return rows + [share_row(built, share, known) for share in built.shares]
-
-
-def _affordable(plan_value: Any, status: Any) -> dict[str, Any]:
-    """Which smaller run would fit what is left of the block."""
-    from pft_ray.accounting.calibration import largest_affordable
-
-    return largest_affordable(
-        plan_value, epsilon=status.remaining_epsilon, delta=status.remaining_delta
-    )
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -343,7 +292,7 @@ def _show(result: dict[str, Any]) -> None:
             )
         )
     for block in result.get("blocks", []):
-        rows.extend(_block_rows(block))
+        rows.extend(block_rows(block))
     render.print_facts(rows)
     gdp = result["gdp_approximation"]
     if gdp is not None:
@@ -381,26 +330,3 @@ def _user_rows(result: dict[str, Any]) -> list[tuple[str, Any]]:
         ),
         ("user level", level["reason"]),
     ]
-
-
-def _block_rows(block: dict[str, Any]) -> list[tuple[str, str]]:
-    if block.get("mode") == "filter":
-        return share_words(block)
-    asks = f"asks epsilon {block['run_epsilon']:g}; "
-    name = f"block {block['name']}"
-    if block["fits"] is None:
-        return [(name, asks + "not created yet: pft budget create JOB")]
-    left = block["epsilon_left_now"]
-    if block["fits"]:
-        after = block["epsilon_left_after"]
-        return [(name, f"{asks}{left:g} left now, {after:g} after")]
-    rows = [(name, f"{asks}{left:g} left: it does NOT fit")]
-    smaller = {k: v for k, v in block.get("affordable", {}).items() if v is not None}
-    for key, words in (
-        ("noise_multiplier", "that epsilon, by noise multiplier {:g}"),
-        ("num_steps", "{:d} planned steps"),
-        ("batch_size", "batch size {:d}"),
-    ):
-        if key in smaller:
-            rows.append(("  would fit", words.format(smaller[key])))
-    return rows

@@ -15,16 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pft_ray.cluster.attempts import Attempt
-from pft_ray.cluster.boundary import Boundary
 from pft_ray.cluster.faults import WORKER_RESTART, FaultCount, at_step
 from pft_ray.cluster.ledger_place import open_place
+from pft_ray.cluster.resizes import Resizes
 from pft_ray.cluster.step_keys import check_roster
 from pft_ray.crypto import derive_key, new_key
-from pft_ray.errors import (
-    AttemptClosedError,
-    BudgetExhausted,
-    GrantRefusedError,
-)
+from pft_ray.errors import AttemptClosedError, BudgetExhausted, GrantRefusedError
 from pft_ray.ledger import BudgetEvent, Position, ReservationClock
 from pft_ray.ledger.anchor import read_anchors, write_anchor
 from pft_ray.telemetry import EventFile
@@ -64,10 +60,9 @@ class Coordinator:
     def __init__(self, config: CoordinatorConfig) -> None:
         self._config = config
         self._ledger = open_place(config.ledger_url, config.keys_dir)
-        self._events: EventFile | None = None
-        if config.events_path:
-            self._events = EventFile(Path(config.events_path))
-            self._ledger.observers.subscribe(self._events)
+        events = EventFile(Path(config.events_path)) if config.events_path else None
+        if events is not None:
+            self._ledger.observers.subscribe(events)
         self._time_limits = ReservationClock(self._ledger.queue, time.monotonic)
         self._require_anchor()
         self._epoch = self._ledger.take_epoch(config.run_id)
@@ -85,10 +80,7 @@ class Coordinator:
             for entry in self._ledger.history(_ALL, run_id=config.run_id)
             if entry.kind == "attempt"
         )
-        self._boundary = Boundary(config.park_timeout_s)
-        self._step_times: list[dict[str, float]] = []
-        self._scaling: dict[str, Any] = {}
-        self._is_node_leaving = False
+        self._resizes = Resizes(self._plan, config.park_timeout_s, events)
         self._released: dict[int, int] = {}
         self._step = 0
         self._remember(self._ledger.position())
@@ -130,7 +122,8 @@ class Coordinator:
             current = self._attempt
             if current is not None and current.is_repeated(tokens, start):
                 return current.number
-            if current is not None and self._pass_on(current, tokens, start):
+            if current is not None and self._resizes.pass_on(current, tokens, start):
+                self._faults.forget_cause()
                 return current.number
             reason, place = self._faults.name(current, tokens, reason)
             number = self._ledger.open_attempt(
@@ -139,23 +132,10 @@ class Coordinator:
             self._attempt = None
             self._faults.add(place)
             self._attempt = Attempt(number, new_key(), tuple(tokens), start)
-            if current is not None and set(tokens) == set(current.tokens):
-                self._boundary.reopened()
-            else:
-                self._boundary.leave()
+            same = current is not None and set(tokens) == set(current.tokens)
+            self._resizes.reopened(by_same_roster=same)
             self._step = start
             return number
-
-    def _pass_on(self, current: Attempt, tokens: list[bytes], start: int) -> bool:
-        """Lets a new roster continue the attempt after a planned resize."""
-        if not (self._boundary.takes_over(start) and current.can_pass(tokens, start)):
-            return False
-        before = len(current.tokens)
-        current.pass_to(tokens, start)
-        self._faults.forget_cause()
-        self._boundary.leave()
-        self._note("resized", step=start, num_workers=[before, len(tokens)])
-        return True
 
     def request(
         self, attempt: int, rank: int, token: bytes, start: int, stop: int
@@ -179,7 +159,7 @@ class Coordinator:
                 if self._stop:
                     current.ended = True
                     return GrantReply("stop")
-                if self._boundary.withhold(start):
+                if self._resizes.boundary.withhold(start):
                     return GrantReply("boundary")
                 try:
                     current.granted[start] = self._charge(current, token, start, stop)
@@ -294,7 +274,7 @@ class Coordinator:
             Whether workers should save before their grant is over: a node leaves.
         """
         self._note_step(attempt, step)
-        return self._is_node_leaving
+        return self._resizes.is_node_leaving
 
     def _note_step(self, attempt: int, step: int) -> None:
         """An attempt that was passed on counts from its own first step."""
@@ -312,13 +292,7 @@ class Coordinator:
             Whether a roster of that size can carry the plan's noise.
         """
         with self._lock:
-            try:
-                check_roster(self._plan, num_workers)
-            except GrantRefusedError:
-                return False
-            if not self._stop:
-                self._boundary.want(num_workers)
-            return True
+            return self._resizes.want(num_workers, is_stopping=self._stop)
 
     def park(self, attempt: int, rank: int, token: bytes, step: int) -> bool:
         """Rank 0 has saved ``step`` at a boundary and asks whether to wait on.
@@ -331,32 +305,19 @@ class Coordinator:
             if current is None or current.number != attempt:
                 return False
             current.check_incarnation(rank, token)
-            if self._stop or step != current.charged:
-                self._boundary.leave()
-                return False
-            was_met = self._boundary.stage == "met"
-            waits = self._boundary.park(step)
-            if waits and was_met:
-                self._note("parked", step=step, num_workers=len(current.tokens))
-            return waits
+            return self._resizes.park(current, step, is_stopping=self._stop)
 
     def approve_resize(self, num_workers: int) -> bool:
-        """Lets the worker group be ended for one of another size.
-
-        Guarantee:
-            Only while every charged step of the attempt is in a registered checkpoint
-            and no worker makes another. The next roster then continues the attempt
-            from there, so a planned resize makes no step twice.
-        """
+        """Lets the parked group be ended, as :meth:`Resizes.approve` promises."""
         with self._lock:
             if self._stop or self._attempt is None:
                 return False
-            return self._boundary.approve(num_workers)
+            return self._resizes.approve(num_workers)
 
     def give_up_boundary(self) -> None:
         """Lets the workers go on as they are."""
         with self._lock:
-            self._boundary.give_up()
+            self._resizes.boundary.give_up()
 
     def expect_new_roster(self, public_cause: str) -> None:
         """Notes a public cause, such as a lost node, for the next change of roster."""
@@ -365,17 +326,15 @@ class Coordinator:
 
     def tell_step_times(self, step_times: list[dict[str, float]]) -> None:
         """Takes what made-up records cost in each phase, in seconds."""
-        self._step_times = step_times
+        self._resizes.step_times = step_times
 
     def warn_of_leaving(self, is_leaving: bool) -> None:  # noqa: FBT001 - a remote call
         """Notes whether a node of the run is about to leave: workers then save."""
-        self._is_node_leaving = is_leaving
+        self._resizes.is_node_leaving = is_leaving
 
     def tell_scaling(self, told: dict[str, Any], *, is_new: bool) -> None:
         """Takes the last scaling decision for the display; a new one is an event."""
-        self._scaling = told
-        if is_new:
-            self._note("scaling", **told)
+        self._resizes.tell(told, is_new=is_new)
 
     def scaling_view(self) -> dict[str, Any]:
         """Returns what scaling decisions are made of; none of it is private."""
@@ -383,14 +342,9 @@ class Coordinator:
             return {
                 "step": self._step,
                 "num_steps_left": self._plan.num_steps_max - self._num_charged,
-                "step_times": self._step_times,
-                "boundary": self._boundary.to_dict(),
                 "is_stopping": self._stop,
+                **self._resizes.view(),
             }
-
-    def _note(self, kind: str, **fields: Any) -> None:
-        if self._events is not None:
-            self._events.write({"event": kind, **fields})
 
     def status(self) -> dict[str, Any]:
         """Returns what the display shows, nothing private; lets time limits pass."""
@@ -406,8 +360,8 @@ class Coordinator:
                 "attempts": run.num_attempts,
                 "released": dict(self._released),
                 "epoch": self._epoch,
-                "scaling": self._scaling,
-                "boundary": self._boundary.to_dict(),
+                "scaling": self._resizes.decision,
+                "boundary": self._resizes.boundary.to_dict(),
             }
 
     def request_stop(self) -> None:

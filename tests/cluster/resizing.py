@@ -99,7 +99,7 @@ class Run:
         most = settings.get("limits", limits_of()).num_shares
         self.reserved = reserve(folder, num_shares=most)
         self.coordinator = self.reserved.coordinator()
-        self.coordinator._boundary.clock = self.clock
+        self.coordinator._resizes.boundary.clock = self.clock
         self.line = Watched(self.coordinator)
         self.nodes = FakeNodes()
         self.settings = settings_of(**settings)

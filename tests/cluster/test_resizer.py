@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pft_ray.errors import PlacementError, RunFailedError
-from pft_ray.scaling import Grow, Shrink
+from pft_ray.scaling import Grow, Hold, Shrink
 from tests.cluster import resizing
 from tests.cluster.resizing import Run, limits_of
 
@@ -266,6 +266,24 @@ def test_an_operator_who_stops_the_run_stops_resizes(run):
     assert run.work() == "stop"
 
 
+def test_a_refused_approval_resizes_nothing(fixed):
+    """The operator stops the run between the look at it and the approval."""
+    fixed.look()
+    fixed.work()
+    views = fixed.nodes.views
+
+    def views_of_a_stopped_run(roster):
+        fixed.coordinator.request_stop()
+        return views(roster)
+
+    fixed.nodes.views = views_of_a_stopped_run
+    asked = len(fixed.nodes.asked)
+    assert fixed.look() is None
+    assert fixed.line.named("approve_resize") == [("approve_resize", 2, False)]
+    assert len(fixed.nodes.asked) == asked
+    assert fixed.work() == "stop"
+
+
 def test_a_plug_in_that_raises_only_holds(tmp_path):
     run = Run(tmp_path, policy="tests.cluster.resizing:raising")
     run.nodes.add("a")
@@ -296,6 +314,41 @@ def test_a_decision_is_new_only_when_it_changed(tmp_path):
     run.nodes.add("b")
     run.look()
     assert run.line.told[-1][1] is True
+
+
+def test_a_reading_without_workers_forgets_neither_the_roster_nor_its_size(tmp_path):
+    """The group ended or did not start yet; that says nothing about its nodes."""
+    run = scripted_run(tmp_path, Hold("Nothing to do."), "a", "b")
+    run.look()
+    run.clock.now += 2.0
+    assert run.resizer.while_running({}) is None
+    assert run.last_told()["workers"] == 2
+    assert [n["workers"] for n in run.last_told()["nodes"]] == [1, 1]
+    del run.nodes.there["b"]
+    assert run.wait() == 1
+    assert len(run.line.named("expect_new_roster")) == 1, "b held a worker"
+
+
+def test_a_reading_without_workers_is_no_first_start(tmp_path):
+    run = Run(tmp_path, start_workers=2)
+    run.nodes.add("a")
+    assert run.resizer.while_running({}) is None
+    assert run.wait() is None, "still waits for the size that the job names"
+
+
+def test_a_steady_group_holds_no_idle_node(tmp_path):
+    """What the start asked for may be held by c, which the group does not use."""
+    run = Run(tmp_path, start_workers=2, limits=limits_of(2, 2))
+    for name in "abc":
+        run.nodes.add(name)
+    assert run.wait() == 2
+    assert run.nodes.asked == [2]
+    run.start("a", "b")
+    for _ in range(3):
+        assert run.look() is None
+    assert run.last_told()["action"] == "hold"
+    assert run.nodes.asked == [2, 0], "given back once"
+    assert run.nodes.drained == [], "and left to the cluster"
 
 
 # -- starts and losses ---------------------------------------------------------------

@@ -247,7 +247,7 @@ def test_scaling_does_not_show_in_what_is_released(tmp_path, monkeypatch, quiet)
             told = {"action": "grow", "num_workers": 2, "code": "zebra-code"}
             told |= {"reason": "zebra-reason", "impact": None, "workers": 1}
             self.tell_scaling(told, is_new=True)
-            self._note("resized", step=5, num_workers=[1, 2])
+            self._resizes._note("resized", step=5, num_workers=[1, 2])
             return super().open_attempt(tokens, start, reason)
 
     monkeypatch.setattr(PrivateTrainer, "coordinator_class", Telling)
