@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Stage = Literal["none", "wanted", "met", "parked", "approved"]
 
 _PATIENCE_S = 60.0
+_ENDING_S = 600.0
 
 
 @dataclass
@@ -25,8 +26,8 @@ class Boundary:
 
     Attributes:
         patience_s: How long workers wait at a boundary before they go on without a
-            resize; twice as long once it was approved, since ending a group takes a
-            while.
+            resize. Once it was approved they wait for ten minutes at least: their end
+            is under way, and going on would charge steps that it throws away.
         clock: Monotonic seconds.
         stage: none; wanted (asked for); met (the grant at ``step`` was withheld);
             parked (its checkpoint is registered and the workers wait); approved (the
@@ -71,7 +72,9 @@ class Boundary:
             return False
         if self.stage == "met":
             self._move("parked")
-        limit = self.patience_s * (2 if self.stage == "approved" else 1)
+        limit = self.patience_s
+        if self.stage == "approved":
+            limit = max(limit, _ENDING_S)
         if self.clock() - self._since > limit:
             self.leave()
             return False

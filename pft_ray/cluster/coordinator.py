@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pft_ray.cluster.attempts import Attempt
-from pft_ray.cluster.faults import WORKER_RESTART, FaultCount, at_step
+from pft_ray.cluster.faults import WORKER_RESTART, FaultCount
 from pft_ray.cluster.ledger_place import open_place
 from pft_ray.cluster.resizes import Resizes
 from pft_ray.cluster.step_keys import check_roster
@@ -381,7 +381,7 @@ class Coordinator:
         with self._lock:
             current, self._attempt = self._attempt, None
             if died and current is not None and not current.ended:
-                reason = at_step(WORKER_RESTART, current.charged)
+                reason, _ = self._faults.name(current, [], WORKER_RESTART)
                 self._ledger.open_attempt(
                     self._config.run_id, self._epoch, current.start, reason
                 )

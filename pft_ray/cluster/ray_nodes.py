@@ -6,7 +6,7 @@ import contextlib
 import socket
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ray
 
@@ -44,10 +44,10 @@ class RayNodes:
 
     def views(self, roster: Mapping[str, int]) -> list[NodeView]:
         """Returns the nodes that are alive; slots of others are not counted."""
-        free = _free_cpus()
+        free = _free_resources()
         self._remember_places()
         return [
-            self._view(node, free.get(node.node_id, 0.0), roster.get(node.node_id, 0))
+            self._view(node, free.get(node.node_id, {}), roster.get(node.node_id, 0))
             for node in live_nodes()
         ]
 
@@ -82,10 +82,12 @@ class RayNodes:
         """Lets a node go; one that is gone already is fine."""
         drain_node(node_id, reason, deadline_s)
 
-    def _view(self, node: NodeFacts, free: float, num_workers: int) -> NodeView:
+    def _view(
+        self, node: NodeFacts, free: Mapping[str, float], num_workers: int
+    ) -> NodeView:
         cpus = self._settings.cpus_per_worker
         ours = num_workers * cpus
-        room = min(node.num_cpus, free + ours)
+        room = min(node.num_cpus, free.get("CPU", 0.0) + ours)
         leaves = node.drain_deadline_s
         return NodeView(
             node_id=node.node_id,
@@ -95,11 +97,22 @@ class RayNodes:
             is_spot=node.market == "spot",
             is_draining=node.is_draining,
             leaves_in_s=None if leaves is None else max(0.0, leaves - time.time()),
-            is_ours=num_workers > 0
-            and not node.is_head
-            and free + ours >= node.num_cpus - _ROUNDING,
+            is_ours=num_workers > 0 and self._is_nobody_elses(node, free, ours),
             is_head=node.is_head,
         )
+
+    def _is_nobody_elses(
+        self, node: NodeFacts, free: Mapping[str, float], ours: float
+    ) -> bool:
+        """Says whether nothing but our workers uses a resource of the node.
+
+        The head, and the node of this controller and its coordinator, are not ours.
+        An actor that takes no resource at all is not seen.
+        """
+        if node.is_head or node.node_id == ray.get_runtime_context().get_node_id():
+            return False
+        used = _used_resources(node.node_id, free)
+        return used.pop("CPU", 0.0) <= ours + _ROUNDING and not used
 
     def _remember_places(self) -> None:
         for node in ray.nodes():
@@ -108,9 +121,25 @@ class RayNodes:
                 self._places[str(node["NodeID"])] = place
 
 
-def _free_cpus() -> dict[str, float]:
-    """Returns the CPUs that nobody uses, by node."""
-    resources: dict[str, dict[str, Any]] = {}
+def _free_resources() -> dict[str, dict[str, float]]:
+    """Returns what nobody uses, by node."""
     with contextlib.suppress(Exception):
-        resources = ray._private.state.available_resources_per_node()
-    return {node: float(found.get("CPU", 0.0)) for node, found in resources.items()}
+        found: dict[str, dict[str, float]]
+        found = ray._private.state.available_resources_per_node()
+        return found
+    return {}
+
+
+def _used_resources(node_id: str, free: Mapping[str, float]) -> dict[str, float]:
+    """Returns what is used on a node; places of groups are counted as their parts.
+
+    Memory of the object store follows what is stored and tells of no user.
+    """
+    total = ray._private.state.total_resources_per_node().get(node_id, {})
+    return {
+        name: amount - free.get(name, 0.0)
+        for name, amount in total.items()
+        if amount - free.get(name, 0.0) > _ROUNDING
+        and name != "object_store_memory"
+        and "_group_" not in name
+    }

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _LOOK_EVERY_S = 1.0
 _DRAIN_S = 60.0
+_SETTLE_S = 3.0
+_MOST_STARTS = 3
 _MOST_DOUBT_S = 60.0
 _ASK_EVERY_S = 30.0
 _AWAITING = ("pending", "replacement-pending", "early")
@@ -102,6 +104,8 @@ class Resizer:
     _told: tuple[Any, ...] = ()
     _is_warned: bool = False
     _is_first: bool = True
+    _is_judged: bool = False
+    _starts: int = 0
     _silent: frozenset[str] = frozenset()
     _step_times: list[dict[str, float]] = field(default_factory=list)
 
@@ -126,29 +130,34 @@ class Resizer:
         if not self._is_loss_clear():
             return None
         waited, limits = self.clock() - self._since, self.settings.limits
-        room = self._room(self.nodes.views(self._roster))
+        # The ended group holds no room any more; it may take a moment until that shows.
+        room = self._room(self.nodes.views({}))
         wanted = max(self._size, limits.floor)
         size = min(wanted, room, limits.max_workers)
-        is_late = waited > self.settings.node_start_s
-        if size >= limits.floor and (not self._is_first or size == wanted or is_late):
+        patience_s = self.settings.node_start_s if self._is_first else _SETTLE_S
+        is_stuck = size < limits.floor or self._starts >= _MOST_STARTS
+        if is_stuck and waited > self.settings.placement_timeout_s:
+            raise self._no_room(room, waited)
+        if size >= limits.floor and (size == wanted or waited > patience_s):
             self._ask(size)
             self._start(size)
             return size
         self._ask(wanted)
-        if size < limits.floor and waited > self.settings.placement_timeout_s:
-            raise PlacementError(
-                f"The run needs room for {limits.floor} workers of "
-                f"{self.settings.cpus_per_worker:g} CPUs and found {room} within "
-                f"{waited:.0f} s.",
-                "Add nodes and run the same command again: it resumes.",
-            )
         return None
+
+    def _no_room(self, room: int, waited_s: float) -> PlacementError:
+        return PlacementError(
+            f"The run needs room for {self.settings.limits.floor} workers of "
+            f"{self.settings.cpus_per_worker:g} CPUs and found {room}; it did not "
+            f"start within {waited_s:.0f} s.",
+            "Add nodes and run the same command again: it resumes.",
+        )
 
     def _start(self, size: int) -> None:
         if size != self._size:
             self._tell_words(f"Starting {size} workers: there is room for no more.")
-        self._size, self._since = size, self.clock()
-        self._resized = self._since
+        self._size, self._resized = size, self.clock()
+        self._starts += 1
 
     def _is_loss_clear(self) -> bool:
         """Finds out whether nodes of the last roster were lost; False while in doubt.
@@ -162,9 +171,11 @@ class Resizer:
         silent = {n for n in alive & set(self._roster) if not self.nodes.answers(n)}
         if silent and self.clock() - self._since < _MOST_DOUBT_S:
             return False
+        was_judged, self._is_judged = self._is_judged, True
         if lost or silent:
-            self.line.expect_new_roster(NODE_LOSS)
-            # Each loss is told once: the next roster's end has a cause of its own.
+            # What goes away after a group has ended was not what ended it.
+            if not was_judged:
+                self.line.expect_new_roster(NODE_LOSS)
             self._drop(lost | silent)
             self._silent |= silent
             self._tell_words(f"{len(lost | silent)} node(s) of the run were lost.")
@@ -187,6 +198,7 @@ class Resizer:
         if roster:
             self._roster, self._size = dict(roster), sum(roster.values())
             self._is_first, self._silent = False, frozenset()
+            self._is_judged, self._starts = False, 0
         if self._since - self._looked < _LOOK_EVERY_S:
             return None
         self._looked = self._since
@@ -206,7 +218,13 @@ class Resizer:
         return None
 
     def close(self) -> None:
-        """Gives back what was asked for."""
+        """Gives back what was asked for, and says whether nodes were lost at the end.
+
+        A group that has used up its failures is not started again, and why it ended
+        is told to the ledger all the same.
+        """
+        with contextlib.suppress(Exception):
+            self._is_loss_clear()
         self.nodes.ask(0)
 
     def _snapshot(self, view: dict[str, Any], nodes: list[NodeView]) -> ClusterSnapshot:
@@ -278,8 +296,12 @@ class Resizer:
 
     def _let_go(self, target: Grow | Shrink, views: list[NodeView]) -> None:
         """Drains nodes that are left, so that the new group is not put there."""
+        kinds = {kind.name for kind in self.settings.kinds}
         for view in views:
-            if view.node_id in target.leave and view.is_ours and not view.is_draining:
+            # A drained node ends itself: only one that can be added again is let go.
+            if view.node_type not in kinds or view.is_draining:
+                continue
+            if view.node_id in target.leave and view.is_ours:
                 self.nodes.drain(view.node_id, "planned resize", _DRAIN_S)
 
     # -- small things ----------------------------------------------------------

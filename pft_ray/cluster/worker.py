@@ -116,6 +116,7 @@ class Worker:
         self._started = now
 
     def _set_up(self) -> None:
+        self._check_region()
         base_dir = Path(self.settings.base_dir)
         self.inputs: Inputs = load_inputs(
             self.job,
@@ -126,7 +127,6 @@ class Worker:
             plan=self.plan,
         )
         self.model: TrainedModel = load_model(model_spec(self.job, base_dir))
-        self._check_region()
         self._try_phases()
         if self.settings.is_elastic and self.rank == 0:
             self._measure_phases()

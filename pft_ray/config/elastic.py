@@ -37,11 +37,11 @@ class ElasticSection(Section):
     node_start_s: _Seconds = Field(
         60.0, description="Time that a new node is taken to need until it can work."
     )
-    park_timeout_s: Positive = Field(
+    park_timeout_s: Annotated[float, Field(ge=5, le=1e6)] = Field(
         60.0, description="How long workers wait at a boundary for their resize."
     )
     deadline_hours: Positive | None = Field(
-        None, description="When the run should be done, from its start."
+        None, description="When the run should be done, from the start of the command."
     )
     max_price_per_hour: Positive | None = Field(
         None, description="Most that all nodes of the run may cost an hour."

@@ -10,7 +10,9 @@ decides nothing about the plan.
 With failure rate lambda a node and hour, W nodes, T steps of s seconds, an interval of
 c steps, d seconds a checkpoint, k steps a grant and r seconds a restart:
 
-* a failure loses at most c + k steps;
+* checkpoints are made at ends of grants, so c is a multiple of k, or what is given is
+  rounded up to one; the next grant is charged while this one's last step is made;
+* so a failure loses at most c + k steps;
 * with q failures the run makes at most T + q (c + k) steps and restarts q times, so it
   stands open to failures for  x(q) = (T + q (c + k)) (s + d / c) + q r  seconds;
 * q failures are enough when  P(Poisson(lambda W x(q)) > q) <= risk, and the reserve is
@@ -153,7 +155,9 @@ def choose_faults(
     if max_interval is not None:
         longest = min(longest, check_whole(max_interval, "max_interval", 1))
     shortest = min(longest, check_whole(min_interval, "min_interval", 1))
-    intervals = np.arange(shortest, longest + 1, dtype=np.float64)
+    chosen = _candidates(shortest, longest, model.grant_size)
+    # Where a checkpoint is really made: at the end of a grant.
+    intervals = np.ceil(chosen / model.grant_size) * model.grant_size
     most = np.floor(max_reserve * model.num_steps / (intervals + model.grant_size))
     covered = np.minimum(_least_covered(model, intervals, risk, most), most)
     left = _risk_left(model, intervals, covered)
@@ -161,15 +165,21 @@ def choose_faults(
     # Where no interval keeps to the risk, the one that comes nearest is taken.
     fits = left <= risk
     index = int(np.argmin(np.where(fits, times, np.inf) if fits.any() else left))
-    interval = int(intervals[index])
     return FaultPlan(
-        interval,
-        int(covered[index]) * (interval + model.grant_size),
+        int(chosen[index]),
+        int(covered[index]) * int(intervals[index] + model.grant_size),
         float(_expected_failures(model, intervals)[index]),
         int(covered[index]),
         float(left[index]),
         float(times[index]),
     )
+
+
+def _candidates(shortest: int, longest: int, grant_size: int) -> NDArray[np.float64]:
+    """Returns the intervals to choose from: multiples of a grant, or the longest."""
+    every = np.arange(shortest, longest + 1, dtype=np.float64)
+    whole = every[every % grant_size == 0]
+    return whole if len(whole) else every[-1:]
 
 
 def _open_s(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import pytest
 from dp_accounting import dp_event
@@ -45,7 +46,8 @@ def test_without_boost_every_round_gets_its_weight(budget, weights):
     left = budget
     for number in range(len(weights)):
         share = Allocation(1.0).share(left, weights[number:], [])
-        assert abs(share - budget * weights[number] / sum(weights)) <= len(weights) + 1
+        exact = Fraction(budget * weights[number], sum(weights))
+        assert abs(share - exact) <= len(weights) + 1
         left -= share
 
 

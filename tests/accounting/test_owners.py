@@ -118,7 +118,8 @@ def test_small_noise_is_priced_on_the_grid_of_certificates():
     st.lists(
         st.tuples(st.integers(20, 2000), st.floats(0.5, 6.0)), min_size=2, max_size=4
     ),
-    st.floats(0.02, 1.0),
+    # Where nearly all units are drawn there may be no rates that differ: a typed error.
+    st.floats(0.02, 0.9),
     st.integers(1, 40),
 )
 def test_bounds_hold_for_any_owners(method, declared, part, steps):

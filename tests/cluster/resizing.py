@@ -189,3 +189,15 @@ SCRIPT: list = []
 def scripted(snapshot):
     """A plug-in that says what the test wants."""
     return SCRIPT[0] if SCRIPT else Hold("Nothing to do.")
+
+
+SCRIPTED = "tests.cluster.resizing:scripted"
+
+
+def scripted_run(folder, decision, *names, **limits):
+    run = Run(folder, policy=SCRIPTED, limits=limits_of(1, 3, **limits))
+    for name in names:
+        run.nodes.add(name)
+    run.start(*names)
+    SCRIPT[:] = [decision]
+    return run

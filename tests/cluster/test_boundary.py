@@ -74,9 +74,9 @@ def test_workers_go_on_when_no_resize_comes(boundary, clock):
 def test_an_approved_resize_that_does_not_come_is_left_too(boundary, clock):
     parked_at(boundary, 4)
     boundary.approve(2)
-    clock.now = 19.0
-    assert boundary.park(4)
-    clock.now = 21.0
+    clock.now = 599.0
+    assert boundary.park(4), "its end is under way"
+    clock.now = 601.0
     assert not boundary.park(4)
     assert not boundary.takes_over(4)
 

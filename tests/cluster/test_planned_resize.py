@@ -221,3 +221,17 @@ def test_the_view_for_scaling_holds_nothing_private(coordinator):
         },
         "is_stopping": False,
     }
+
+
+def test_a_run_that_ends_for_lost_nodes_may_be_resumed_again_and_again(run):
+    """Each life ends at the same place, for a cause that the ledger holds as public."""
+    for _ in range(3):
+        coordinator = run.coordinator()
+        attempt = coordinator.open_attempt([A], 0, "resume")
+        coordinator.request(attempt, 0, A, 0, 3)
+        coordinator.expect_new_roster("node-loss")
+        coordinator.end_run("interrupted", 0, died=True)
+    rows = run.ledger().history(50, run_id=run.run_id)
+    reasons = [row.body["reason"] for row in rows if row.kind == "attempt"]
+    assert reasons.count("node-loss") == 3
+    assert not [reason for reason in reasons if "worker-restart" in reason]

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from pft_ray.accounting.plan import Phase
+from pft_ray.accounting.quantile import QuantileClipping
 from pft_ray.cluster import coordinator as coordinator_module
 from pft_ray.cluster.inputs import shard_of
 from pft_ray.crypto import new_token
@@ -122,13 +123,14 @@ class Member:
             phase = sizes.run.plan.phase_at(start)[0]
             self.enter(phase)
             self.work.load_state(tensors)
+            self.step.clip_norms.load_state(tensors, start)
         loop = TrainingLoop(
             sizes.run.plan, self.step, self, self.enter, self.save, phase=phase
         )
         outcome = loop.run(start, "resume" if start else "start")
         assert outcome.status == "completed", outcome.error
         if self.rank == 0:
-            sizes.state = self.work.state()
+            sizes.state = self.work.state() | self.step.clip_norms.state()
 
     def enter(self, index):
         phase = self.sizes.run.plan.phases[index]
@@ -145,7 +147,8 @@ class Member:
         header = CheckpointHeader(
             "run-1", digest, step, attempt, ledger_id="l", sequence=1, root="r"
         )
-        write_checkpoint(folder, self.work.state(), header)
+        state = self.work.state() | self.step.clip_norms.state()
+        write_checkpoint(folder, state, header)
         sizes.coordinator.checkpoint_registered(attempt, step, folder.name)
         sizes.saved = folder
 
@@ -198,9 +201,10 @@ def model(tmp_path_factory):
     return write_tiny("bert", tmp_path_factory.mktemp("model"))
 
 
-def run_sizes(folder, model, changes, num_shares=2):
+def run_sizes(folder, model, changes, num_shares=2, **more):
     folder.mkdir()
-    sizes = Sizes(reserve(folder, **PLAN, num_shares=num_shares), model, changes)
+    run = reserve(folder, **(PLAN | more), num_shares=num_shares)
+    sizes = Sizes(run, model, changes)
     sizes.to_the_end()
     return sizes
 
@@ -226,6 +230,16 @@ def test_a_resized_run_is_the_run_that_was_not(tmp_path, model, one_key, changes
     for sizes in (still, moved):
         status = sizes.run.ledger().run_status("run-1")
         assert (status.num_attempts, status.num_steps_charged) == (1, 12)
+    assert_same_weights(moved, still)
+
+
+def test_a_clip_norm_that_moves_goes_on_in_the_next_group(tmp_path, model, one_key):
+    rule = QuantileClipping(0.6, 3.0, 1e-3, 1e3, learning_rate=0.5)
+    phases = (Phase("one", 12, "head", 1.0, "adaptive", rule),)
+    still = run_sizes(tmp_path / "still", model, {0: 1}, phases=phases)
+    moved = run_sizes(tmp_path / "moved", model, {0: 1, 4: 2, 8: 1}, phases=phases)
+    assert moved.batches == still.batches
+    assert len(set(still.state["clip_norms/used"].tolist())) == 12, "C moves"
     assert_same_weights(moved, still)
 
 

@@ -105,7 +105,14 @@ class Client:
 
 
 def run_loops(
-    host, world=2, start=0, before=None, after=None, evaluate=True, enter=None
+    host,
+    world=2,
+    start=0,
+    before=None,
+    after=None,
+    evaluate=True,
+    enter=None,
+    elastic=False,
 ):
     """Runs one worker group; returns outcomes, works and checkpoints by rank.
 
@@ -136,6 +143,7 @@ def run_loops(
             enter_phase=partial(enter, rank) if enter else lambda index: None,
             checkpoint=lambda s, a: saved.append((rank, s, a)),
             evaluate=look if evaluate else None,
+            is_elastic=elastic,
         )
         try:
             outcomes[rank] = loop.run(start, "start")
@@ -376,3 +384,48 @@ def test_a_phase_that_cannot_be_entered_on_one_rank_ends_the_group(host, rank):
     assert [w.applied for w in works] == [6, 6]
     status = host.run.ledger().run_status("run-1")
     assert (status.num_attempts, status.num_steps_charged) == (2, 9 + 6)
+
+
+def warned_at(first, last):
+    """A node of the run is about to leave while steps first to last are made."""
+
+    def warn(client, name, args):
+        if name == "progress" and client.rank == 0:
+            client.host.coordinator.warn_of_leaving(first <= args[1] <= last)
+
+    return warn
+
+
+def test_a_notice_makes_every_rank_save_at_once_in_the_middle_of_a_grant(host):
+    """Once for each notice; grants of 3 end where they always do."""
+    outcomes, works, saved, _ = run_loops(host, before=warned_at(4, 5), elastic=True)
+    assert {o.status for o in outcomes} == {"completed"}
+    assert [w.applied for w in works] == [12, 12]
+    for rank in (0, 1):
+        assert [s for r, s, _ in saved if r == rank] == [3, 4, 6, 9, 12]
+
+
+def test_a_second_notice_is_saved_for_again(host):
+    warn_once, warn_again = warned_at(4, 4), warned_at(7, 8)
+
+    def warn(client, name, args):
+        if name == "progress" and client.rank == 0:
+            (warn_once if args[1] < 6 else warn_again)(client, name, args)
+
+    _, _, saved, _ = run_loops(host, before=warn, elastic=True)
+    assert [s for r, s, _ in saved if r == 0] == [3, 4, 6, 7, 9, 12]
+
+
+def test_a_run_of_a_fixed_size_saves_where_it_always_does(host):
+    _, _, saved, _ = run_loops(host, before=warned_at(4, 5))
+    assert [s for r, s, _ in saved if r == 0] == [3, 6, 9, 12]
+
+
+def test_a_group_that_goes_on_in_the_middle_of_a_grant_pays_under_a_new_attempt(host):
+    run_loops(host, before=warned_at(4, 5), elastic=True, evaluate=False)
+    outcomes, works, _, _ = run_loops(host, start=10, evaluate=False)
+    assert {o.status for o in outcomes} == {"completed"}
+    assert [w.applied for w in works] == [2, 2]
+    status = host.run.ledger().run_status("run-1")
+    assert (status.num_attempts, status.num_steps_charged) == (2, 12 + 2)
+    assert max(host.keys_seen.values()) == 1

@@ -31,21 +31,25 @@ MODEL = FaultModel(
 def steps_lost(model, interval, generator):
     """One run, failure by failure: steps that were charged and had to be made again.
 
-    Checkpoints stop the run; a failure throws away what came after the last whole one
-    and the rest of the grant. Nothing of the formula is used.
+    Grants, what is charged ahead and checkpoints are as the step loop has them: a
+    checkpoint where a grant's end has passed an interval, the next grant charged with
+    the last step of this one. Nothing of the formula is used.
     """
-    done = saved = lost = 0
+    done = saved = charged = lost = 0
     failure = generator.exponential(1 / model.failures_per_s)
     clock = 0.0
-    in_grant = 0
-    while done < model.num_steps:
+    k, end = model.grant_size, model.num_steps
+    while done < end:
+        stop = min((done // k + 1) * k, end)
+        is_last = done + 1 == stop
+        charged = max(charged, min(stop + k, end) if is_last else stop)
         seconds = model.step_s
-        in_grant = in_grant or model.grant_size
-        if (done + 1) % interval == 0:
+        saves = is_last and (stop // interval > (stop - k) // interval or stop == end)
+        if saves:
             seconds += model.checkpoint_s
         if clock + seconds > failure:
-            lost += done - saved + in_grant
-            done, in_grant = saved, 0
+            lost += charged - saved
+            done = charged = saved
             clock = failure + model.restart_s
             while True:  # one that comes while it restarts starts it again
                 failure = clock - model.restart_s
@@ -56,10 +60,30 @@ def steps_lost(model, interval, generator):
             continue
         clock += seconds
         done += 1
-        in_grant -= 1
-        if done % interval == 0:
+        if saves:
             saved = done
     return lost
+
+
+@pytest.mark.parametrize(
+    ("interval", "grant", "worst"),
+    [(1, 5, 10), (5, 5, 10), (6, 5, 15), (10, 5, 15), (11, 10, 30), (4, 2, 6)],
+)
+def test_a_failure_loses_what_the_loop_can_have_charged(interval, grant, worst):
+    """Worst case by trying every place, with the loop's own rules."""
+    lost = 0
+    for start in range(0, 200, grant):
+        saved = max(
+            (s for s in range(0, start + 1, grant)
+             if s == 0 or s // interval > (s - grant) // interval), default=0
+        )  # fmt: skip
+        lost = max(lost, start + 2 * grant - saved)
+    assert lost == worst == math.ceil(interval / grant) * grant + grant
+    one = replace(MODEL, grant_size=grant)
+    bounds = {"max_interval": interval, "min_interval": interval}
+    plan = choose_faults(one, max_reserve=1.0, risk=0.05, **bounds)
+    assert plan.checkpoint_interval == interval
+    assert plan.fault_reserve == plan.failures_covered * worst
 
 
 @pytest.mark.statistical
@@ -138,6 +162,7 @@ def test_of_the_intervals_that_fit_the_fastest_is_taken():
     for interval in range(1, 200):
         one = replace(MODEL, num_steps=1000)
         plan = choose_faults(one, max_reserve=0.1, risk=0.05, max_interval=interval)
+        assert interval < 5 or plan.checkpoint_interval % 5 == 0
         if plan.risk <= 0.05:
             assert plan.expected_s >= tight.expected_s - 1e-9
 
