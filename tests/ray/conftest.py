@@ -7,6 +7,7 @@ import shutil
 import signal
 import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -22,10 +23,9 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.timeout(240))
 
 
-@pytest.fixture(scope="session")
-def home(tmp_path_factory):
-    """HOME and PFT_HOME of this test run."""
-    folder = tmp_path_factory.mktemp("home")
+@contextmanager
+def living_in(folder):
+    """HOME and PFT_HOME for the time of a fixture."""
     saved = {name: os.environ.get(name) for name in ("HOME", "PFT_HOME")}
     os.environ["HOME"] = str(folder)
     os.environ["PFT_HOME"] = str(folder / "pft")
@@ -35,6 +35,13 @@ def home(tmp_path_factory):
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    """HOME and PFT_HOME of this test run."""
+    with living_in(tmp_path_factory.mktemp("home")) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

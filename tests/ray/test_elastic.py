@@ -20,19 +20,13 @@ from tests.elastic.scene import (
     worker_nodes,
 )
 from tests.kills.lost_nodes import kill_node
+from tests.ray.conftest import living_in
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("elastic-home")
-    saved = {name: os.environ.get(name) for name in ("HOME", "PFT_HOME")}
-    os.environ |= {"HOME": str(folder), "PFT_HOME": str(folder / "pft")}
-    yield folder
-    for name, value in saved.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+    with living_in(tmp_path_factory.mktemp("elastic-home")) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="module")

@@ -188,18 +188,18 @@ def test_what_a_probe_may_see_holds_no_record(tiny_folders):
     private = {id(getattr(work._table, f.name)) for f in fields(TokenTable)}
     private |= {id(work._table), id(work._cache), id(work._cache._hidden._values)}
     private -= {id(None)}
-    todo, seen = [work.phase_parts()], set()
-    while todo:
-        value = todo.pop()
+    waiting, seen = [work.phase_parts()], set()
+    while waiting:
+        value = waiting.pop()
         if id(value) in seen:
             continue
         seen.add(id(value))
         if isinstance(value, dict):
-            todo += value.values()
+            waiting += value.values()
         elif isinstance(value, list | tuple | set):
-            todo += value
-        todo += vars(value).values() if hasattr(value, "__dict__") else ()
-        todo += [c.cell_contents for c in getattr(value, "__closure__", None) or ()]
+            waiting += value
+        waiting += vars(value).values() if hasattr(value, "__dict__") else ()
+        waiting += [c.cell_contents for c in getattr(value, "__closure__", None) or ()]
     assert id(work._model) in seen
     assert not private & seen
     assert {f.name for f in fields(PhaseParts)}.isdisjoint({"table", "users", "ids"})
