@@ -19,6 +19,19 @@ if TYPE_CHECKING:
     from pft_ray.config import BuiltJob
 
 
+def check_scaling(built: BuiltJob) -> None:
+    """Reads what a job says of nodes and sizes, so that what is wrong is said early.
+
+    Raises:
+        InputError: A file cannot be read.
+        ConfigError: The cluster file or the regions are wrong.
+        ScalingError: Prices, limits or the policy's name are wrong.
+    """
+    cluster_file(built)
+    if built.job.cluster.elastic is not None:
+        elastic_settings(built, "check")
+
+
 @contextlib.contextmanager
 def run_nodes(built: BuiltJob, address: str | None) -> Iterator[str | None]:
     """Starts the job's cluster file when no address is given.
@@ -32,9 +45,8 @@ def run_nodes(built: BuiltJob, address: str | None) -> Iterator[str | None]:
         ScalingError: Prices or limits are wrong.
         PlacementError: The head did not come up.
     """
+    check_scaling(built)
     file = cluster_file(built)
-    if built.job.cluster.elastic is not None:
-        elastic_settings(built, "check")  # what is wrong is said before Ray starts
     if address is not None or file is None:
         yield address
         return

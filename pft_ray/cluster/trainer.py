@@ -32,7 +32,7 @@ from pft_ray.cluster.run_folder import (
     latest_checkpoint,
     new_run_id,
 )
-from pft_ray.cluster.run_nodes import check_live_regions, run_nodes
+from pft_ray.cluster.run_nodes import check_live_regions, check_scaling, run_nodes
 from pft_ray.cluster.summary import write_results
 from pft_ray.config import BuiltJob, JobSpec, build_job, load_job
 from pft_ray.errors import PftError, ResumeError
@@ -162,6 +162,7 @@ class PrivateTrainer:
         folder, resumed = self._choose_run(ledger, new=new, resume=resume)
         if not resumed and not wait:
             check_budget(ledger, self.built)
+        check_scaling(self.built)
         check_inputs(job, self.built.base_dir, ledger)
         try:
             if wait and not resumed:
@@ -221,6 +222,7 @@ class PrivateTrainer:
         _, resumed = self._choose_run(ledger, new=False, resume=None)
         if not resumed:
             check_budget(ledger, self.built)
+        check_scaling(self.built)
         check_inputs(job, self.built.base_dir, ledger)
         return {
             "would_resume": resumed,

@@ -315,3 +315,29 @@ def test_settings_are_numbers_and_names_and_no_secret_of_the_job(tmp_path):
     stored = pickle.dumps(found)
     for secret in (b"secret-word", b"salt-word", b"data.csv", str(tmp_path).encode()):
         assert secret not in stored
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"policy": "tests.no_such_module:decide"}, {"prices": "no-such-prices.yaml"}],
+    ids=str,
+)
+def test_what_is_wrong_is_said_before_a_run_is_reserved(tmp_path, monkeypatch, wrong):
+    """A dry run says it, too; nobody waits in the queue for a job that cannot run."""
+    from pft_ray.cluster.registration import create_budget
+    from pft_ray.cluster.trainer import PrivateTrainer
+    from pft_ray.errors import PftError
+    from pft_ray.ledger import Ledger
+    from pft_ray.ledger.home import keys_dir, ledger_location
+    from tests.tiny_job import write_job
+
+    monkeypatch.setenv("PFT_HOME", str(tmp_path / "home"))
+    elastic = {"max_workers": 2} | wrong
+    job = write_job(tmp_path / "job", cluster__elastic=elastic)
+    create_budget(job, runs=1)
+    for start in (lambda t: t.check(), lambda t: t.fit(wait=True)):
+        with pytest.raises(PftError) as caught:
+            start(PrivateTrainer(job))
+        assert caught.value.exit_code == 2
+    with Ledger.open(ledger_location(None), keys_dir=keys_dir()) as ledger:
+        assert ledger.runs() == []
