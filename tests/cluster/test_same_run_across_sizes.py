@@ -82,10 +82,12 @@ class Sizes:
     def one_group(self, start, world):
         """Returns the step of the resize that ended the group; None at the end."""
         group, ended = Ranks(world), []
+        # Models are loaded one after the other: the library patches itself meanwhile.
+        members = [Member(self, group, rank, world) for rank in range(world)]
 
         def rank_main(rank):
             try:
-                Member(self, group, rank, world).live(start)
+                members[rank].live(start)
             except GroupEndedError as end:
                 ended.append(int(str(end)))
                 group.barrier.abort()
