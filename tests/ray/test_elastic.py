@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -20,19 +21,16 @@ from tests.elastic.scene import (
     worker_nodes,
 )
 from tests.kills.lost_nodes import kill_node
-from tests.ray.conftest import living_in
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    with living_in(tmp_path_factory.mktemp("elastic-home")) as folder:
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def cluster(home):
-    with autoscaling_cluster(home / "pft") as nodes:
+def cluster(home, tmp_path_factory):
+    """With a ledger of its own; HOME, where Ray's token is, stays that of the run."""
+    saved = os.environ["PFT_HOME"]
+    os.environ["PFT_HOME"] = str(tmp_path_factory.mktemp("elastic"))
+    with autoscaling_cluster(Path(os.environ["PFT_HOME"])) as nodes:
         yield nodes
+    os.environ["PFT_HOME"] = saved
 
 
 def lever(cluster, *arguments):
