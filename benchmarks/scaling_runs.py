@@ -6,6 +6,7 @@ Who decides, and what a resize does, is said by ``scaling_contestants.py``.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,7 @@ class Outcome:
     codes: dict[str, int] = field(default_factory=dict)
 
 
-class Run:
+class Run(ABC):
     """The cluster and the step loop; subclasses decide.
 
     Args:
@@ -97,13 +98,13 @@ class Run:
 
     # what subclasses say
 
+    @abstractmethod
     def poll(self) -> None:
         """Decides something."""
-        raise NotImplementedError
 
+    @abstractmethod
     def regroup(self) -> None:
         """Goes on after a loss."""
-        raise NotImplementedError
 
     # time
 
@@ -269,7 +270,7 @@ class Run:
 
     @property
     def num_available(self) -> int:
-        """Nodes that could be asked for now."""
+        """Nodes that the cluster can add."""
         mine = len(self.held) + len(self.starting)
         unbroken = self.trace.pool - len(self.broken)
         return max(0, min(self.trace.free_at(self.now), unbroken) - mine)

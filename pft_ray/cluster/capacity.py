@@ -12,7 +12,7 @@ from typing import Any
 
 import ray
 
-from pft_ray.cluster.cluster_file import MARKET_LABEL, REGION_LABEL
+from pft_ray.cluster.cluster_file import Labelled
 from pft_ray.errors import InputError
 
 # Ray marks the head by a resource of this name.
@@ -23,7 +23,7 @@ REQUEST_EXPIRES_S = 180.0
 
 
 @dataclass(frozen=True)
-class NodeFacts:
+class NodeFacts(Labelled):
     """One node, as the control store knows it.
 
     Attributes:
@@ -37,7 +37,6 @@ class NodeFacts:
         is_draining: Whether it is to go and takes no new work.
         drain_deadline_s: When it is to be gone, in seconds since 1970; None when it
             does not drain or has no deadline.
-        idle_s: For how long nothing has used it; 0 while something does.
     """
 
     node_id: str
@@ -48,17 +47,6 @@ class NodeFacts:
     is_head: bool
     is_draining: bool
     drain_deadline_s: float | None
-    idle_s: float
-
-    @property
-    def region(self) -> str | None:
-        """Its region label."""
-        return self.labels.get(REGION_LABEL)
-
-    @property
-    def market(self) -> str | None:
-        """Its market label: spot or on-demand."""
-        return self.labels.get(MARKET_LABEL)
 
 
 @dataclass(frozen=True)
@@ -102,14 +90,6 @@ def pending_nodes() -> list[PendingNodes]:
         name = instance.ray_node_type_name
         counts[name] = counts.get(name, 0) + 1
     return [PendingNodes(name, count) for name, count in sorted(counts.items())]
-
-
-def failed_launches() -> list[PendingNodes]:
-    """Returns the launches that the provider refused, by node type."""
-    return [
-        PendingNodes(launch.ray_node_type_name, launch.count)
-        for launch in _status().autoscaling_state.failed_instance_requests
-    ]
 
 
 def requests_are_impossible() -> bool:
@@ -219,7 +199,6 @@ def _node_facts(state: Any, deadlines: dict[str, int], *, draining: bool) -> Nod
         is_head=_HEAD_RESOURCE in resources,
         is_draining=draining,
         drain_deadline_s=deadline_ms / 1000 if deadline_ms else None,
-        idle_s=state.idle_duration_ms / 1000,
     )
 
 

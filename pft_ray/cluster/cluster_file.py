@@ -34,8 +34,24 @@ _TYPE_KEYS = {
 }
 
 
+class Labelled:
+    """Something with Ray's node labels."""
+
+    labels: dict[str, str]
+
+    @property
+    def region(self) -> str | None:
+        """Its region label."""
+        return self.labels.get(REGION_LABEL)
+
+    @property
+    def market(self) -> str | None:
+        """Its market label: spot or on-demand."""
+        return self.labels.get(MARKET_LABEL)
+
+
 @dataclass(frozen=True)
-class NodeType:
+class NodeType(Labelled):
     """A kind of node that a cluster may have.
 
     Attributes:
@@ -55,16 +71,6 @@ class NodeType:
     min_nodes: int
     max_nodes: int
     is_head: bool
-
-    @property
-    def region(self) -> str | None:
-        """Its region label."""
-        return self.labels.get(REGION_LABEL)
-
-    @property
-    def market(self) -> str | None:
-        """Its market label: spot or on-demand."""
-        return self.labels.get(MARKET_LABEL)
 
     def slots(self, cpus_per_worker: float) -> int:
         """Returns how many workers of that many CPUs one node holds."""

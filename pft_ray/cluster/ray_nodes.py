@@ -15,6 +15,7 @@ from pft_ray.cluster.capacity import (
     live_nodes,
     pending_nodes,
     request_slots,
+    requests_are_impossible,
 )
 from pft_ray.cluster.cluster_view import NodeView
 from pft_ray.cluster.elastic_settings import region_selector
@@ -77,6 +78,10 @@ class RayNodes:
             self._selector,
             requester=f"pft-{self._settings.run_id}",
         )
+
+    def cannot_add(self) -> bool:
+        """Says whether the autoscaler finds that it cannot meet what is asked for."""
+        return requests_are_impossible()
 
     def drain(self, node_id: str, reason: str, deadline_s: float) -> None:
         """Lets a node go; one that is gone already is fine."""

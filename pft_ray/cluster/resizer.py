@@ -48,6 +48,9 @@ class Nodes(Protocol):
     def ask(self, num_workers: int) -> None:
         """Asks for room for that many workers, and holds it."""
 
+    def cannot_add(self) -> bool:
+        """Says whether the cluster finds that it cannot meet what is asked for."""
+
     def drain(self, node_id: str, reason: str, deadline_s: float) -> None:
         """Lets a node go that holds nobody else."""
 
@@ -150,7 +153,10 @@ class Resizer:
             f"The run needs room for {self.settings.limits.floor} workers of "
             f"{self.settings.cpus_per_worker:g} CPUs and found {room}; it did not "
             f"start within {waited_s:.0f} s.",
-            "Add nodes and run the same command again: it resumes.",
+            "Lower what is asked for: the autoscaler finds more than the cluster may "
+            "have, or a label that no node type has. Then run the same command again."
+            if self.nodes.cannot_add()
+            else "Add nodes and run the same command again: it resumes.",
         )
 
     def _start(self, size: int) -> None:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pft_ray.scaling.snapshot import ClusterSnapshot
 
 _STAY = 0  # index of the present size among the choices
+_VERTICAL = "`pft profile` finds a faster setting of each worker."
 
 __all__ = ["Policy", "decide", "guarded", "load_policy", "near_exhaustion"]
 
@@ -83,7 +84,8 @@ def _obstacle(outlook: Outlook) -> Hold | None:
     limits, prices = outlook.snapshot.limits, outlook.prices
     if limits.floor == limits.max_workers:
         return Hold(
-            f"The run may have {workers(limits.floor)}, no more and no fewer.",
+            f"The run may have {workers(limits.floor)}, no more and no fewer. "
+            f"{_VERTICAL}",
             code="horizontal-closed",
         )
     if prices.known and not prices.whole:
@@ -239,7 +241,8 @@ class _Choice:
             if self._snapshot.num_pending_slots:
                 return Hold("Nodes were asked for and are starting.", code="pending")
             return Hold(
-                "No slot is free and no node can be added.", code="horizontal-closed"
+                f"No slot is free and no node can be added. {_VERTICAL}",
+                code="horizontal-closed",
             )
         return Hold(f"{workers(now)} suit the steps that are left.")
 

@@ -30,6 +30,7 @@ class FakeNodes:
     mute: set[str] = field(default_factory=set)
     asked: list[int] = field(default_factory=list)
     drained: list[str] = field(default_factory=list)
+    impossible: bool = False
 
     def add(self, name: str, **more) -> None:
         self.there[name] = NodeView(name, "kind", more.pop("num_slots", 1), **more)
@@ -51,6 +52,9 @@ class FakeNodes:
 
     def ask(self, num_workers):
         self.asked.append(num_workers)
+
+    def cannot_add(self):
+        return self.impossible
 
     def drain(self, node_id, reason, deadline_s):
         self.drained.append(node_id)

@@ -11,7 +11,6 @@ from pft_ray.cluster.capacity import (
     NodeFacts,
     PendingNodes,
     drain_node,
-    failed_launches,
     live_nodes,
     pending_nodes,
     request_slots,
@@ -59,10 +58,9 @@ def test_live_nodes_are_given_with_the_head_first_and_without_the_dead(reply):
         is_head=False,
         is_draining=True,
         drain_deadline_s=12.5,
-        idle_s=0.0,
     )
     assert (draining.region, draining.market) == ("eu", "spot")
-    assert (idle.idle_s, idle.is_draining, idle.drain_deadline_s) == (2.5, False, None)
+    assert (idle.is_draining, idle.drain_deadline_s) == (False, None)
 
 
 def test_launches_are_counted_by_type_whatever_their_stage(reply):
@@ -70,9 +68,7 @@ def test_launches_are_counted_by_type_whatever_their_stage(reply):
     state.pending_instance_requests.add(ray_node_type_name="spot", count=2)
     state.pending_instance_requests.add(ray_node_type_name="demand", count=1)
     state.pending_instances.add(ray_node_type_name="spot")
-    state.failed_instance_requests.add(ray_node_type_name="spot", count=4)
     assert pending_nodes() == [PendingNodes("demand", 1), PendingNodes("spot", 3)]
-    assert failed_launches() == [PendingNodes("spot", 4)]
 
 
 def test_whether_requests_can_be_met(reply):

@@ -150,3 +150,12 @@ def test_a_cause_left_over_does_not_excuse_a_later_death(tmp_path):
     run.start("a", "b", reason="resume")
     with pytest.raises(RunFailedError):
         run.start("a", "b", reason="resume")
+
+
+@pytest.mark.parametrize(("impossible", "fix"), [(True, "may have"), (False, "Add")])
+def test_a_run_without_room_says_what_the_cluster_cannot_do(tmp_path, impossible, fix):
+    run = Run(tmp_path, start_workers=2, limits=limits_of(2, 3))
+    run.nodes.impossible = impossible
+    with pytest.raises(PlacementError) as caught:
+        run.wait(61.0)
+    assert fix in caught.value.fix

@@ -56,7 +56,6 @@ def breathe(nodes):
         type=node.node_type,
         cpus=node.num_cpus,
         labels=node.labels,
-        idle=node.idle_s >= 0,
     )
     lost = {process.pid for process in node_processes(nodes, node.node_id)}
     others = {

@@ -48,8 +48,9 @@ def lever(cluster, *arguments):
 
 
 def test_out_and_in_again_makes_no_step_twice(cluster, tmp_path):
-    """The policy adds a worker; a spot notice takes its node; the run never stops."""
-    job = elastic_job(tmp_path / "job", steps=20)
+    """Two ways in: a notice takes a node away, and the policy gives one back."""
+    policy = "tests.elastic.policies:breathing"
+    job = elastic_job(tmp_path / "job", steps=36, elastic={"policy": policy})
     run = Run.start(job, cluster)
     try:
         run.wait_for(lambda: worker_nodes(run), "the start")
@@ -57,17 +58,29 @@ def test_out_and_in_again_makes_no_step_twice(cluster, tmp_path):
         run.wait_for(lambda: len(worker_nodes(run)) == 2, "two nodes with workers")
         leaving = worker_nodes(run)[1]
         assert lever(cluster, "drain", leaving, "120")
+        run.wait_for(lambda: len(rosters(run)) == 3, "another second worker")
+        run.wait_for(lambda: len(worker_nodes(run)) == 2, "two nodes with workers")
+        given = worker_nodes(run)[1]
+        run.wait_for(lambda: len(rosters(run)) == 4, "the policy's shrink")
+        there = lever(cluster, "nodes")
         end = run.to_the_end()
     finally:
         run.close()
     assert end["status"] == "completed"
-    assert rosters(run)[:2] == [[1, 2], [2, 1]]
+    assert rosters(run) == [[1, 2], [2, 1], [1, 2], [2, 1]]
+    assert leaving not in there
+    assert given not in there, "a node that the run gave back ends itself"
+    codes = [
+        event["code"] for event in run.of("scaling") if event["action"] == "shrink"
+    ]
+    assert codes == ["spot-notice", "near-the-end"]
     notes = run.operator
     assert notes["attempts"] == 1
-    assert notes["num_steps_charged"] == notes["num_steps_released"] == 20
+    assert notes["num_steps_charged"] == notes["num_steps_released"] == 36
+    assert [resize["to"] for resize in notes["resizes"]] == [2, 1, 2, 1]
+    assert (run.folder / "scaling.svg").stat().st_mode & 0o777 == 0o600
     assert end["report"]["epsilon"] == fixed_epsilon(run)
     assert_sound(run, end)
-    assert leaving not in worker_nodes(run)
 
 
 def test_a_node_lost_without_notice_is_paid_from_the_reserve(cluster, tmp_path):

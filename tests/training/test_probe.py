@@ -11,9 +11,9 @@ import torch
 from pft_ray.accounting.plan import Phase, Plan, UserLevel
 from pft_ray.data.tokens import TokenTable
 from pft_ray.mechanisms import SampledGaussian
+from pft_ray.training import probe as probe_module
 from pft_ray.training.batch import synthetic_batch
 from pft_ray.training.local import LocalWork
-from pft_ray.training.memory import tells_peaks
 from pft_ray.training.optimizers import OptimizerSpec, PrivateOptimizer
 from pft_ray.training.phase_parts import PhaseParts
 from pft_ray.training.probe import (
@@ -338,7 +338,12 @@ def test_a_phase_must_be_started(tiny_folders):
         probe_phase(work, 4)
 
 
-@pytest.mark.skipif(not tells_peaks(), reason="needs Linux' /proc")
+def test_the_peak_is_none_where_the_system_does_not_tell(tiny_folders, monkeypatch):
+    monkeypatch.setattr(probe_module, "tells_peaks", lambda: False)
+    found = probe_phase(work_on(tiny_folders), 4, budget_s=0.05, with_memory=True)
+    assert found.peak_bytes is None
+
+
 def test_the_peak_is_measured_when_asked(tiny_folders):
     work = work_on(tiny_folders)
     assert probe_phase(work, 4, budget_s=0.05).peak_bytes is None
