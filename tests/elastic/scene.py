@@ -42,9 +42,6 @@ def autoscaling_cluster(home: Path, more: dict[str, str] | None = None):
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "PFT_HOME": str(home),
-        "RAY_health_check_period_ms": "500",
-        "RAY_health_check_timeout_ms": "2000",
-        "RAY_health_check_failure_threshold": "3",
     }
     nodes = AutoscalingNodes(load_local_nodes(LOCAL), variables=variables)
     with nodes:
